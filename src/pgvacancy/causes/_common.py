@@ -1,0 +1,49 @@
+"""Judgements that several causes share, so that they agree with each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from pgvacancy.model.diagnosis import Severity
+from pgvacancy.model.evidence import RefusalCount
+from pgvacancy.model.series import Case, Track
+
+MONITORS = re.compile(
+    r"postgres(ql)?_exporter|pg_exporter|datadog|pgwatch|pganalyze|pmm|percona|zabbix|nagios|check_p|check_postgres"
+    r"|temboard|newrelic|new relic|telegraf|pghero|pgcollector|pg_activity|pgcenter|pgmetrics|pgbadger|munin|sensu"
+    r"|netdata|grafana|otel|opentelemetry|instana|dynatrace|appdynamics|prometheus|monitor(ing)?\b|icinga|collectd",
+    re.IGNORECASE,
+)
+"""application_name or role of the watchers that are known to take slots."""
+
+
+def is_monitor(track: Track) -> bool:
+    """Whether the session belongs to a watcher, by application_name or role."""
+    return bool(MONITORS.search(track.session.application_name) or MONITORS.search(track.session.user or ""))
+
+
+def by_design(track: Track) -> bool:
+    """Idle because it must be: it listens for notifications."""
+    return track.session.query.lstrip().upper().startswith("LISTEN")
+
+
+def severity_of(case: Case, share: float) -> Severity:
+    """Critical when clients are refused and the finding holds a tenth of the ordinary slots, else a warning."""
+    return "critical" if case.full and share >= 0.1 else "warning"
+
+
+def sql_in(names: Iterable[str]) -> str:
+    """Quoted identifiers, comma separated, safe to paste."""
+    return ", ".join('"' + n.replace('"', '""') + '"' for n in names)
+
+
+def sql_text(value: str) -> str:
+    """A quoted SQL literal, safe to paste."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def logged_refusals(case: Case, *kinds: str) -> tuple[RefusalCount, ...]:
+    """Refusals of these kinds that stand in the log, however old: look at ``last_at``."""
+    log = case.snapshot.log
+    return tuple(r for r in log.refusals if r.kind in kinds) if log is not None else ()

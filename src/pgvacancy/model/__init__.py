@@ -1,0 +1,1 @@
+"""Frozen data that every other room passes around. No I/O, no clock, no driver."""
