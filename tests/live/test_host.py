@@ -121,7 +121,8 @@ def test_two_servers_with_one_port_differ_by_their_socket(cluster: Cluster, pg_b
         assert second.process is not None
         assert host.find_postmaster(port=cluster.port, socket_dir=str(second.directory)) == second.process.pid
         assert cluster.process is not None
-        assert host.find_postmaster(port=cluster.port, socket_dir=str(cluster.directory)) == cluster.process.pid
+        assert host.find_postmaster(port=cluster.port, host=str(cluster.directory)) == cluster.process.pid
+        assert host.find_postmaster(port=cluster.port, host="127.0.0.1") == cluster.process.pid
 
 
 def test_the_log_is_standard_error_when_that_is_a_file(cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgvacancy.model.errors import LogFileError
@@ -67,21 +67,25 @@ def survives(text: bytes, prefix: str | None = None) -> None:
     json.dumps([(group.message, group.user, group.client) for group in evidence.refusals], ensure_ascii=False).encode()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=2000))
 def test_arbitrary_bytes(text: bytes) -> None:
     survives(text)
 
 
+@settings(deadline=None)
 @given(mutated())
 def test_real_lines_with_damage(text: bytes) -> None:
     survives(text)
 
 
+@settings(deadline=None)
 @given(mutated(), st.text(alphabet="%mtnpudahrbelcsxqPQ-0129 []@:=,.é|", max_size=20))
 def test_any_prefix(text: bytes, prefix: str) -> None:
     survives(text, prefix)
 
 
+@settings(deadline=None)
 @given(st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()), st.lists, max_leaves=5))
 def test_values_of_any_type_in_json(value: object) -> None:
     for key in ("timestamp", "user", "message", "error_severity", "state_code", "remote_host", "record"):
@@ -90,6 +94,7 @@ def test_values_of_any_type_in_json(value: object) -> None:
     survives(b'{"error_severity":"FATAL connection","pid":' + b"9" * 5000 + b"}\n" + b"[" * 20000)
 
 
+@settings(deadline=None)
 @given(mutated(), st.integers(0, 400), st.integers(1, 600))
 def test_files_packed_and_cut(tmp_path_factory: object, text: bytes, cut: int, budget: int) -> None:
     directory: Path = tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]

@@ -148,7 +148,7 @@ def _summary(worst: _Limit, room: int | None) -> str:
     free = f", while {room} slots of the server are free" if room else ""
     if worst.limit is None:
         return f"{worst.what} {worst.name} is refused by its own CONNECTION LIMIT{free}"
-    return f"{worst.what} {worst.name} holds {worst.used} of the {worst.limit} sessions its CONNECTION LIMIT allows{free}"
+    return f"{worst.what} {worst.name} holds {worst.used} of the {worst.limit} sessions that its limit allows{free}"
 
 
 def _evidence(worst: _Limit) -> list[Fact]:
@@ -230,7 +230,8 @@ def _limits(case: Case) -> list[_Limit]:
     srv = case.snapshot.server
     known: dict[tuple[Literal["role", "database"], str], int] = {}
     if srv is not None:
-        known |= {("role", r.name): r.connection_limit for r in srv.roles if r.connection_limit >= 0 and not r.superuser}
+        bound = [r for r in srv.roles if r.connection_limit >= 0 and not r.superuser]
+        known |= {("role", r.name): r.connection_limit for r in bound}
         known |= {("database", d.name): d.connection_limit for d in srv.databases if d.connection_limit >= 0}
     limits = [_limit(case, what, name, limit) for (what, name), limit in known.items()]
     for r in case.snapshot.refusals:
@@ -260,9 +261,7 @@ def _limit(case: Case, what: Literal["role", "database"], name: str, limit: int 
         name=name,
         limit=limit,
         used=max((_count(case, sample, what, name) for sample in case.samples), default=0),
-        refused=tuple(
-            r for r in case.snapshot.refusals if r.kind == kind and names_it(r.user, r.database, r.message)
-        ),
+        refused=tuple(r for r in case.snapshot.refusals if r.kind == kind and names_it(r.user, r.database, r.message)),
         logged=sum(r.count for r in logged),
         lately=any(r.last_at is not None and r.last_at >= began_at for r in logged),
     )
@@ -284,9 +283,8 @@ def _count(case: Case, sample: Sample, what: Literal["role", "database"], name: 
 
 
 def _refused_role(name: str) -> Refusal:
-    return Refusal(
-        sqlstate="53300", kind="role-limit", message=f'too many connections for role "{name}"', user=name, database="app"
-    )
+    message = f'too many connections for role "{name}"'
+    return Refusal(sqlstate="53300", kind="role-limit", message=message, user=name, database="app")
 
 
 EXAMPLES = (
@@ -318,8 +316,6 @@ EXAMPLES = (
     Example(
         "the same after the limit was raised",
         "cleared",
-        lambda: snapshot(
-            server(100, roles=[Role(name="app", connection_limit=40)]), pool("web", 22, idle_s=(10, 400))
-        ),
+        lambda: snapshot(server(100, roles=[Role(name="app", connection_limit=40)]), pool("web", 22, idle_s=(10, 400))),
     ),
 )

@@ -8,7 +8,7 @@ _LITERALS = re.compile(
     r"""
       \$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|\Z)            # dollar-quoted, perhaps cut off
     | \b[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z)                 # escape string
-    | \b(?:[bBxXnN]|[uU]&)?'(?:[^']|'')*(?:'|\Z)        # string, perhaps cut off
+    | (?:\b(?:[bBxXnN]|[uU]&))?'(?:[^']|'')*(?:'|\Z)        # string, perhaps cut off
     | --[^\n]*                                          # comments may quote data
     | /\*.*?(?:\*/|\Z)
     | (?<![\w$"])[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+|0[xXoObB][0-9a-fA-F_]+)\b

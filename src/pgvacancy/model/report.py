@@ -131,5 +131,7 @@ def fact_json(fact: Fact) -> JSON:
 
 
 def iso(at: float) -> str:
-    """An instant as ISO 8601 in UTC, to the second."""
+    """An instant as ISO 8601 in UTC, to the second; ``?`` for a number that is no instant."""
+    if not 0 <= at < 253_402_300_800:
+        return "?"
     return datetime.fromtimestamp(at, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

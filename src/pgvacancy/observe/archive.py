@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +20,10 @@ from pgvacancy.model.snapshot import SCHEMA, Sample, Session, Snapshot
 
 MAX_BYTES = 512 * 1024 * 1024
 """A larger file is no snapshot of ours: 5,000 sessions over a minute take about 100 MB."""
+
+
+LATEST_AT = 253_402_300_799.0
+"""The end of the year 9999: what a date can show."""
 
 
 def redacted(snapshot: Snapshot) -> Snapshot:
@@ -58,7 +63,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
 
 def load(path: Path) -> Snapshot:
     """Read a snapshot. Raises SnapshotFileError for whatever is not one."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError  # noqa: PLC0415 - slow to import, seldom used
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - slow to import, seldom used
 
     try:
         size = path.stat().st_size
@@ -70,7 +75,7 @@ def load(path: Path) -> Snapshot:
     except OSError as error:
         raise SnapshotFileError(f"the snapshot cannot be read: {path}", seen=str(error)) from None
     try:
-        data: Any = json.loads(text)
+        data: Any = json.loads(text, parse_constant=_no_such_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise SnapshotFileError(
             f"{path} is not JSON, or cut off", seen=str(error)[:200], next="save it again: pgvacancy doctor --save FILE"
@@ -83,8 +88,7 @@ def load(path: Path) -> Snapshot:
             next="give a file written by pgvacancy doctor --save, not its --format json report",
         )
     try:
-        adapter = TypeAdapter(Snapshot, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-        return adapter.validate_python(data)
+        snapshot = TypeAdapter(Snapshot).validate_python(data)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
@@ -93,6 +97,20 @@ def load(path: Path) -> Snapshot:
             seen="; ".join(problems[:5]) + more,
             next="save it again: pgvacancy doctor --save FILE",
         ) from None
+    if not 0 <= snapshot.taken_at <= LATEST_AT:
+        raise SnapshotFileError(f"{path} is damaged", seen=f"taken_at {snapshot.taken_at!r} is no instant")
+    return snapshot
+
+
+def _no_such_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large")
+    return value
 
 
 def _plain(value: object) -> object:

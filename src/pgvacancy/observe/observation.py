@@ -11,13 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgvacancy.model.errors import AccessError, PgvacancyError, ServerGoneError, StartingUpError, UnreachableError
+from pgvacancy.model.errors import (
+    AccessError,
+    PgvacancyError,
+    PoolerError,
+    ServerGoneError,
+    StartingUpError,
+    UnreachableError,
+)
 from pgvacancy.model.evidence import HostEvidence, LogEvidence, PoolerEvidence
 from pgvacancy.model.snapshot import Access, Gap, Refusal, Sample, Server, Snapshot
 from pgvacancy.observe.host import sample_from_backends
 from pgvacancy.observe.local import HostReader
 from pgvacancy.observe.logs import read_log, read_tail
-from pgvacancy.observe.pgbouncer import PoolerReader
+from pgvacancy.observe.pgbouncer import PoolerReader, detect
 from pgvacancy.observe.postgres.conninfo import read_target
 from pgvacancy.observe.postgres.doors import Entry, enter, no_free_slot
 from pgvacancy.observe.postgres.ordinary import probe_as_ordinary
@@ -27,6 +34,9 @@ INTERVAL_S = 0.25
 """Between two readings; longer when a reading is costly, so that we load the server by a twentieth at most."""
 LOG_TAIL_BYTES = 8 * 1024 * 1024
 RECENT_S = 60.0
+"""Which part of a log that the user gave counts as recent."""
+LIVE_RECENT_S = 5.0
+"""Which part of the server's own log counts as recent, beyond the window itself."""
 
 Progress = Callable[[float, str], None]
 """Called with the share done, 0 to 1, and a word on what is happening."""
@@ -54,13 +64,16 @@ def observe(request: Request, progress: Progress = lambda _share, _word: None) -
     started_at = time.time()
     log, log_gaps = _log_files(request)
     entry, trouble = _enter(request)
-    run = _Run(request, entry, started_at, progress)
+    # A pooler given in the server's place is evidence all the same.
+    poolers = (*request.poolers, request.dsn) if isinstance(trouble, PoolerError) else request.poolers
+    run = _Run(request, entry, poolers, started_at, progress)
     run.gaps += log_gaps
     try:
         run.look()
     finally:
         run.close()
-    if not run.samples and trouble is not None and log is None and not run.poolers and not run.host_samples:
+    learnt = run.samples or run.host_samples or log or any(p.reachable for p in run.poolers)
+    if trouble is not None and not learnt:
         raise trouble
     return run.snapshot(log, trouble)
 
@@ -71,9 +84,19 @@ def _enter(request: Request) -> tuple[Entry, AccessError | None]:
     if request.host_only:
         return Entry(target=target), None
     try:
-        return enter(request.dsn, request.other_dsns), None
-    except (UnreachableError, StartingUpError) as error:
+        entry = enter(request.dsn, request.other_dsns)
+    except (UnreachableError, StartingUpError, PoolerError) as error:
         return Entry(target=target, refusals=_starting(error)), error
+    if entry.connection is not None and not entry.replication and detect(entry.connection) != "server":
+        # Our settings would stay behind on a server connection that others use next, so we leave at once.
+        entry.connection.close()
+        error = PoolerError(
+            f"{target.display} is a pooler, not a PostgreSQL server",
+            seen="the backend's pid is not the one the log-in was given" if target.database != "pgbouncer" else "a console",
+            next=f"pgvacancy doctor --pgbouncer '{target.display.split(' ')[0]}' DSN_OF_THE_SERVER",
+        )
+        return Entry(target=target, attempts=entry.attempts), error
+    return entry, None
 
 
 def _starting(error: AccessError) -> tuple[Refusal, ...]:
@@ -91,7 +114,9 @@ def _log_files(request: Request) -> tuple[LogEvidence | None, list[Gap]]:
 class _Run:
     """The state of one observation."""
 
-    def __init__(self, request: Request, entry: Entry, started_at: float, progress: Progress) -> None:
+    def __init__(
+        self, request: Request, entry: Entry, poolers: tuple[str, ...], started_at: float, progress: Progress
+    ) -> None:
         self.request = request
         self.entry = entry
         self.started_at = started_at
@@ -107,7 +132,7 @@ class _Run:
         self.server_log: LogEvidence | None = None
         self.interrupted: str | None = None
         self.session = ServerSession(entry) if entry.connection is not None else None
-        self._readers = [PoolerReader(dsn) for dsn in request.poolers]
+        self._readers = [PoolerReader(dsn) for dsn in poolers]
         self._host: HostReader | None = None
 
     def look(self) -> None:
@@ -178,7 +203,10 @@ class _Run:
             if self.interrupted is None and self.server_log is None:
                 tail = self.session.log_tail(LOG_TAIL_BYTES)
                 if tail is not None:
-                    self.server_log = self._try_log(lambda: read_tail(tail[1], name=tail[0], recent_s=RECENT_S))
+                    name, text = tail
+                    self.server_log = self._try_log(
+                        lambda: read_tail(text, name=name, recent_s=self._recent_s, now_at=self._now_at)
+                    )
             self.session.close()  # so that our own slot is not what refuses the next client
             if self.server is not None and self.samples:
                 self.refusals += probe_as_ordinary(self.entry.target, self.server, self.samples[-1])
@@ -189,8 +217,22 @@ class _Run:
             return
         prefix = self.server.settings.get("log_line_prefix") if self.server else None
         self.server_log = self._try_log(
-            lambda: read_log([path], recent_s=RECENT_S, max_bytes=LOG_TAIL_BYTES, log_line_prefix=prefix)
+            lambda: read_log(
+                [path],
+                recent_s=self._recent_s,
+                max_bytes=LOG_TAIL_BYTES,
+                log_line_prefix=prefix,
+                now_at=self._now_at,
+            )
         )
+
+    @property
+    def _recent_s(self) -> float:
+        return LIVE_RECENT_S + self.request.observe_s
+
+    @property
+    def _now_at(self) -> float:
+        return self.samples[-1].taken_at if self.samples else time.time()
 
     def _try_log(self, read: Callable[[], LogEvidence]) -> LogEvidence | None:
         try:

@@ -30,6 +30,8 @@ class Search:
     clients: tuple[ClientProcess, ...] = ()
     closed_to_us: int = 0
     """Processes whose descriptors belong to another user."""
+    missing: int = 0
+    """Clients of this machine whose process was not found."""
     stopped_early: bool = False
 
 
@@ -50,7 +52,12 @@ def find_clients(ends: Mapping[End, Socket], *, skip: Collection[int] = (), budg
         if mine:
             command = describe(read_bytes(f"/proc/{pid}/cmdline") or b"")
             found += [ClientProcess(address=a, port=p, pid=pid, command=command) for a, p in mine]
-    return Search(clients=tuple(found), closed_to_us=closed, stopped_early=bool(wanted) and time.monotonic() > deadline)
+    return Search(
+        clients=tuple(found),
+        closed_to_us=closed,
+        missing=len(wanted),
+        stopped_early=bool(wanted) and time.monotonic() > deadline,
+    )
 
 
 def describe(cmdline: bytes) -> str:

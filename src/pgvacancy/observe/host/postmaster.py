@@ -31,6 +31,7 @@ _CONTROL = {
     "max_locks_per_xact setting",
 }
 CONTROL_DEADLINE_S = 2.0
+_PERHAPS = "may be the one, but its files are closed to us"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,8 @@ def locate_postmaster(
     ``pid``: a backend's pid as SQL told it, or the postmaster's own. ``host``: the address we talk to; None or a
     path is a Unix socket.
     """
+    if host is not None and host.startswith("/"):
+        socket_dir = socket_dir or host
     if not supported():
         return Located(reason="no Linux /proc on this machine")
     if host and not host.startswith(("/", "@")) and not is_local(host):
@@ -91,13 +94,17 @@ def locate_postmaster(
         return Located(reason="no postmaster in this machine's process table (another container, or hidepid)")
     if pid is not None:
         return _parent_of(pid, table, candidates, port)
-    reasons = []
-    for candidate in candidates:
-        mismatch = _mismatch(candidate, port, socket_dir, data_directory)
-        if mismatch is None:
-            return Located(pid=candidate.pid)
-        reasons.append(f"pid {candidate.pid} {mismatch}")
-    return Located(reason="no postmaster here fits: " + "; ".join(reasons[:4]))
+    judged = {c.pid: _mismatch(c, port, socket_dir, data_directory) for c in candidates}
+    for wanted in (None, _PERHAPS):
+        fitting = [found for found, mismatch in judged.items() if mismatch == wanted]
+        if len(fitting) > 1:  # servers that share a port number: on TCP only one of them can listen
+            fitting = [found for found in fitting if _owns_listener(table[found], port) is None]
+        if len(fitting) == 1:
+            return Located(pid=fitting[0])
+    return Located(
+        reason="no postmaster here fits: "
+        + "; ".join(f"pid {p} {m or 'fits as well'}" for p, m in list(judged.items())[:4])
+    )
 
 
 def _parent_of(pid: int, table: Mapping[int, Process], candidates: list[Process], port: int | None) -> Located:
@@ -108,7 +115,7 @@ def _parent_of(pid: int, table: Mapping[int, Process], candidates: list[Process]
         return Located(reason=f"pid {pid}, which the server names, is no PostgreSQL process of this machine")
     # The pid could fit by chance when the server lives in another pid namespace.
     mismatch = _mismatch(table[parent], port, None, None)
-    return Located(reason=f"pid {parent} {mismatch}") if mismatch else Located(pid=parent)
+    return Located(pid=parent) if mismatch in {None, _PERHAPS} else Located(reason=f"pid {parent} {mismatch}")
 
 
 def _mismatch(candidate: Process, port: int | None, socket_dir: str | None, data_directory: str | None) -> str | None:
@@ -145,7 +152,7 @@ def _owns_listener(candidate: Process, port: int | None) -> str | None:
         return "has ended"
     held = descriptors(candidate.pid)
     if held is None:
-        return None if any(s.uid == uid for s in listeners) else f"does not listen on port {port}"
+        return _PERHAPS if any(s.uid == uid for s in listeners) else f"does not listen on port {port}"
     owns = any(f"socket:[{s.inode}]" in held for s in listeners)
     return None if owns else f"does not listen on port {port}"
 

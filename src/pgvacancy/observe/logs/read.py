@@ -16,8 +16,11 @@ from pgvacancy.observe.logs.record import Dialect
 from pgvacancy.observe.logs.source import SAMPLE_BYTES, Source, blocks, open_source, split_blocks
 from pgvacancy.observe.logs.tally import PEAK_WINDOW_S, TOP, Tally
 
-DEFAULT_MAX_BYTES = 256 << 20
-"""How much of the tail is read when nothing else is said."""
+DEFAULT_MAX_BYTES = 64 << 20
+"""How much of the tail is read when nothing else is said: minutes of the worst storm, weeks of a quiet log.
+
+A quiet log passes at hundreds of MB/s, but a log of nothing but refusals at a few, and it is read in an emergency.
+"""
 
 _LOOK_BACK_BYTES = 65536
 _DISORDER_S = 10.0
@@ -71,7 +74,7 @@ def read_log(  # noqa: PLR0913 - each argument is one of the options a caller ha
 ) -> LogEvidence:
     """Read the tails of the logs of one server (or of one PgBouncer).
 
-    At most ``max_bytes`` of text are read, the newest first (256 MiB unless told). What is ``recent`` lies within
+    At most ``max_bytes`` of text are read, the newest first (64 MiB unless told). What is ``recent`` lies within
     ``recent_s`` before ``now_at``, or before the last line. ``progress`` is told (bytes read, bytes to read); for gzip
     files there is a first round over the packed bytes to find the end. Raises LogFileError for a file that is missing,
     unreadable, no regular file, or no log.
