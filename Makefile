@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST ?=
 checked := src tests $(if $(wildcard bench/*.py),bench)
 
-.PHONY: help install demo test lint matrix bench clean
+.PHONY: help install demo test lint matrix reference bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,12 +32,15 @@ test: install ## everything: distribution packages, lint, all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 lint: install ## ruff, mypy, import contracts
-	$(BIN)/ruff check $(checked) scripts/link-package
+	$(BIN)/ruff check $(checked) scripts/link-package scripts/reference.py
 	$(BIN)/mypy $(checked)
 	$(BIN)/lint-imports --no-cache
 
 matrix: install ## the tests marked "matrix" on PostgreSQL 13 to 18
 	scripts/matrix $(MAJORS)
+
+reference: install ## docs/reference, written from the code
+	$(BIN)/python scripts/reference.py
 
 bench: install ## measurements, printed as tables
 	$(BIN)/python -m bench

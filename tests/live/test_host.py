@@ -279,6 +279,14 @@ def test_a_server_address_that_went_away_takes_its_sessions_along(cluster: Clust
     assert far.host_address in peer.why
 
 
+def test_an_interface_that_is_switched_off_takes_its_sessions_along(cluster: Cluster, far: netns.Namespace) -> None:
+    port = far_client(cluster, far)
+    subprocess.run(["ip", "link", "set", "dev", far.device, "down"], check=True)
+    (peer,) = host.peers([(far.address, port)], cluster.port)
+    assert peer.gone
+    assert far.device in peer.why
+
+
 def test_what_a_dead_run_left_is_removed(far: netns.Namespace) -> None:
     name = f"{netns.PREFIX}{2**22 + 1}.1-3fff"
     subprocess.run(["ip", "netns", "add", name], check=True)

@@ -186,7 +186,10 @@ def test_the_labs_own_log_carries_codes(pg_bin: Path | None) -> None:
         stream.close()
         held.close()
         evidence = read_log([cluster.log], recent_s=3600)
-    assert evidence.recent_by_kind == {"reserved-for-superuser": 2, "walsender-limit": 1}
+    # The slot of the first session is given back a moment late, so a log-in may have needed a second try.
+    assert set(evidence.recent_by_kind) == {"reserved-for-superuser", "walsender-limit"}
+    assert evidence.recent_by_kind["reserved-for-superuser"] >= 2
+    assert evidence.recent_by_kind["walsender-limit"] == 1
     assert {group.user for group in evidence.refusals} == {"app", "postgres"}
     assert not evidence.connections_logged
     assert any("log_connections is off" in sentence for sentence in evidence.not_told)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,8 @@ from pgvacancy.lab.binaries import account
 from pgvacancy.lab.cluster import Cluster, free_port
 from pgvacancy.observe.postgres.conninfo import read_target
 from pgvacancy.observe.postgres.probe import ProbeResult, probe
+
+SLOTS = 12
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def shop(files: Path) -> Iterator[Shop]:
         "hostssl all all all trust",
         "hostnossl all open all trust",
     )
-    settings = {"max_connections": "8", "superuser_reserved_connections": "2", "log_connections": "on"}
+    settings = {"max_connections": str(SLOTS), "superuser_reserved_connections": "2", "log_connections": "on"}
     cluster = Cluster(settings, pg_bin=built_with_tls(), hba=hba)
     cluster.create()
     try:
@@ -196,10 +199,7 @@ def test_pgbouncer_over_tls(shop: Shop, files: Path) -> None:
         **account().popen_options(),  # type: ignore[call-overload]
     ) as process:
         try:
-            end = time.monotonic() + 10
-            while through("prefer").outcome == "unreachable":
-                assert time.monotonic() < end, "pgbouncer does not answer"
-                time.sleep(0.02)
+            until(lambda: through("prefer").outcome != "unreachable")
             asked = through("prefer")
             assert (asked.outcome, asked.admitted, asked.tls, asked.looks_like_pooler) == ("free", False, True, True)
             refused = through("disable")
@@ -232,10 +232,24 @@ def test_a_protected_key_does_not_ask_on_the_terminal(shop: Shop, tmp_path: Path
     assert shop.knock(user="certified", sslmode="require", sslpassword="geheim", **files).admitted
 
 
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come about"
+        time.sleep(0.02)
+
+
+def filled(shop: Shop, held: list[psycopg.Connection[Any]]) -> bool:
+    """Take one slot more; processes that are just ending still hold theirs."""
+    with contextlib.suppress(psycopg.OperationalError):
+        held.append(psycopg.connect(shop.cluster.dsn("postgres"), autocommit=True))
+    return len(held) == SLOTS
+
+
 def test_a_refusal_over_tls_is_an_answer_and_is_not_asked_for_twice(shop: Shop) -> None:
-    held = [psycopg.connect(shop.cluster.dsn("plain"), autocommit=True) for _ in range(6)]
-    held += [psycopg.connect(shop.cluster.dsn("postgres"), autocommit=True) for _ in range(2)]
+    held: list[psycopg.Connection[Any]] = []
     try:
+        until(lambda: filled(shop, held))
         before = shop.received()
         result = shop.knock(sslmode="prefer")
         assert (result.outcome, result.tls) == ("refused", True)
@@ -246,6 +260,7 @@ def test_a_refusal_over_tls_is_an_answer_and_is_not_asked_for_twice(shop: Shop) 
     finally:
         for connection in held:
             connection.close()
+        until(lambda: shop.knock(user="open", sslmode="disable").admitted)
 
 
 def test_a_server_without_tls(pg_bin: Path | None) -> None:

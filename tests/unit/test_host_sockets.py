@@ -134,6 +134,7 @@ def judged(
     readings = iter(tables)
     watch = PeerWatch(server_port=PORT, read=lambda _: next(readings), probe=False)
     watch._local.update({FAR[0]: False, OURS: ours})
+    watch._off.update({OURS: None})
     watch.start([end])
     if attempt is not None:
         watch._attempts[end[0]] = attempt

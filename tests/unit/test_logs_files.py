@@ -159,3 +159,20 @@ def test_zeros_left_by_a_crash_do_not_hide_the_rest(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_bytes(QUIET + b"\x00" * 5000 + b"\n" + FULL)
     assert read_log([log]).recent_refusals == 1
+
+
+def test_old_refusals_are_counted_and_named_but_not_recent(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    stamp = b"2026-01-01 11:00:00.000 UTC"
+    refused = (
+        b"%b [77] LOG:  connection received: host=10.0.0.9 port=4711\n"
+        b"%b [77] LOG:  connection authorized: user=app database=shop application_name=x\n"
+        b'%b [77] FATAL:  too many connections for role "app"\n'
+    ) % (stamp, stamp, stamp)
+    log.write_bytes(refused * 12_000 + QUIET * 20_000)
+    evidence = read_log([log])
+    (group,) = evidence.refusals
+    assert (group.user, group.database, group.client, group.count) == ("app", "shop", "10.0.0.9", 12_000)
+    assert (evidence.recent_refusals, evidence.received) == (0, 0)
+    assert evidence.connections_logged
+    assert evidence.peak_refusals == 12_000

@@ -42,10 +42,27 @@ PEOPLE = re.compile(
 """Programs that people drive: what they leave behind is forgotten, not leaked by code."""
 _POOLERS = re.compile(r"pgbouncer|pgcat|odyssey|pgpool|supavisor", re.IGNORECASE)
 _RELEASE_WORDS = frozenset(
-    {"v", "blue", "green", "old", "new", "canary", "stable", "next", "prev", "previous", "current", "rev", "release", "gen"}
+    {
+        "v",
+        "blue",
+        "green",
+        "old",
+        "new",
+        "canary",
+        "stable",
+        "next",
+        "prev",
+        "previous",
+        "current",
+        "rev",
+        "release",
+        "gen",
+    }
 )
 _RELEASE = re.compile(
-    r"(?:^|[^a-z])(?:v\.?\d|\d+\.\d|(?=[0-9a-f]*\d)[0-9a-f]{7,}\b|(?:" + "|".join(sorted(_RELEASE_WORDS - {"v"})) + r")\b)"
+    r"(?:^|[^a-z])(?:v\.?\d|\d+\.\d|(?=[0-9a-f]*\d)[0-9a-f]{7,}\b|(?:"
+    + "|".join(sorted(_RELEASE_WORDS - {"v"}))
+    + r")\b)"
 )
 
 

@@ -190,7 +190,10 @@ def _steps(count: int, size: int, *, used: bool = False, every_s: float = 60.0) 
         pairs = pool("next-dev", size, idle_s=0.5 if used or newest else age_s, age_s=age_s, used=used or newest)
         groups.append(
             [
-                (replace(a, backend_start_at=NOW_AT - age_s + 0.01 * i), replace(b, backend_start_at=NOW_AT - age_s + 0.01 * i))
+                (
+                    replace(a, backend_start_at=NOW_AT - age_s + 0.01 * i),
+                    replace(b, backend_start_at=NOW_AT - age_s + 0.01 * i),
+                )
                 for i, (a, b) in enumerate(pairs)
             ]
         )
@@ -204,6 +207,8 @@ EXAMPLES = (
         "quiet",
         lambda: snapshot(server(100), *_steps(9, 10, used=True)),
     ),
-    Example("nine pools of ten from one process, the newest in use", "fires", lambda: snapshot(server(100), *_steps(9, 10))),
+    Example(
+        "nine pools of ten from one process, the newest in use", "fires", lambda: snapshot(server(100), *_steps(9, 10))
+    ),
     Example("after all but the newest were ended", "cleared", lambda: snapshot(server(100), *_steps(1, 10))),
 )

@@ -57,6 +57,7 @@ from pgvacancy.causes._structure import (
     PEOPLE,
     Life,
     births,
+    born_at,
     described,
     equal_steps,
     families,
@@ -84,7 +85,9 @@ SLOW_S = 0.5
 class Settings:
     """Thresholds of connection-leak."""
 
-    min_idle_s: float = setting(30, "a session given back to its pool is wanted again within half a minute on a full server")
+    min_idle_s: float = setting(
+        30, "a session given back to its pool is wanted again within half a minute on a full server"
+    )
     min_sessions_count: float = setting(4, "three births cannot show whether they lie on a ramp")
     min_share_ratio: float = setting(0.1, "below a tenth of the ordinary slots it is not yet what fills the server")
     early_share_ratio: float = setting(0.2, "with slots still free, a fifth of them must be lost before we speak up")
@@ -137,7 +140,11 @@ def _ramp(case: Case, member: Sequence[Life], settings: Settings) -> _Ramp | Non
     least_idle_s = max(settings.min_idle_s, usual_s := patience_s(case, member))
     once = [m for m in member if m.used_once]
     seeds = [m for m in once if m.track.state_age_s >= least_idle_s]
-    leaked = _without_bursts(seeds if usual_s else once)
+    if usual_s and seeds:
+        # Beside members that are used now and then, the young ones count only where they carry the ramp on.
+        last_at = max(births(seeds))
+        once = [m for m in once if m in seeds or born_at(m) > last_at]
+    leaked = _without_bursts(once)
     people = sum(1 for m in leaked if PEOPLE.search(m.track.session.application_name))
     if min(len(seeds), len(leaked)) < settings.min_sessions_count or people > len(leaked) / 2:
         return None
@@ -164,7 +171,7 @@ def _ramp(case: Case, member: Sequence[Life], settings: Settings) -> _Ramp | Non
 
 def _without_bursts(items: Sequence[Life]) -> list[Life]:
     """Leave out births that came in a run far quicker than the rest: a pool was filled there."""
-    ordered = sorted(items, key=lambda m: m.track.session.backend_start_at or 0.0)
+    ordered = sorted(items, key=born_at)
     between = gaps(births(ordered))
     if len(between) < 4:
         return ordered
@@ -179,9 +186,7 @@ def _without_bursts(items: Sequence[Life]) -> list[Life]:
     return kept + (run if len(run) < 3 else [])
 
 
-def _finding(
-    case: Case, ramps: Sequence[_Ramp], leaked: tuple[Life, ...], *, growing: bool, share: float
-) -> Finding:
+def _finding(case: Case, ramps: Sequence[_Ramp], leaked: tuple[Life, ...], *, growing: bool, share: float) -> Finding:
     tracks = tracks_of(leaked)
     family = family_of(tracks[0])
     per_minute = sum(60 / r.lasting_gap_s for r in ramps)
@@ -209,7 +214,9 @@ def _finding(
         evidence=(
             Fact(fact="sessions idle, used only right after they were opened", value=len(tracks)),
             Fact(fact="growth in sessions per minute while it grew", value=round(per_minute, 1)),
-            Fact(fact="seconds until ordinary slots run out at that pace", value=round(0.0 if case.full else left_s, 1)),
+            Fact(
+                fact="seconds until ordinary slots run out at that pace", value=round(0.0 if case.full else left_s, 1)
+            ),
             Fact(fact="of these opened while we looked", value=born),
             Fact(fact="seconds since the last one was opened", value=round(min(r.since_last_s for r in ramps), 1)),
             Fact(
@@ -273,7 +280,10 @@ def _leak(count: int, *, age_s: tuple[float, float], name: str = "web") -> list[
     """A ramp whose sessions ran one statement 20 ms after their birth."""
     pairs = pool(name, count, idle_s=age_s, query="SELECT * FROM orders WHERE id = $1")
     return [
-        (replace(a, backend_start_at=(a.state_change_at or NOW_AT) - 0.02), replace(b, backend_start_at=(b.state_change_at or NOW_AT) - 0.02))
+        (
+            replace(a, backend_start_at=(a.state_change_at or NOW_AT) - 0.02),
+            replace(b, backend_start_at=(b.state_change_at or NOW_AT) - 0.02),
+        )
         for a, b in pairs
     ]
 

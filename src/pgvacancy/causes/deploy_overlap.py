@@ -72,7 +72,9 @@ class Settings:
     """Thresholds of deploy-overlap."""
 
     min_share_ratio: float = setting(0.5, "two generations that hold less than half of the slots fill nothing")
-    max_younger_age_s: float = setting(900, "a rollout is over after a quarter of an hour; later it is a second set of replicas")
+    max_younger_age_s: float = setting(
+        900, "a rollout is over after a quarter of an hour; later it is a second set of replicas"
+    )
 
 
 def detect(case: Case, settings: Settings) -> Finding | None:
@@ -118,7 +120,10 @@ def _finding(case: Case, family: Family, older: Sequence[Life], younger: Sequenc
         evidence=(
             Fact(fact="sessions of the older generation", value=len(older)),
             Fact(fact="sessions of the younger generation", value=len(younger)),
-            Fact(fact="clients of the older and of the younger", value=f"{len(_clients(older))} and {len(_clients(younger))}"),
+            Fact(
+                fact="clients of the older and of the younger",
+                value=f"{len(_clients(older))} and {len(_clients(younger))}",
+            ),
             Fact(fact="seconds between the beginnings of the two", value=round(apart_s, 1)),
             Fact(fact="seconds since the younger began", value=round(case.now_at - began_at(younger), 1)),
             Fact(fact="application names, older and younger", value=f"{_list(old_names)} and {_list(new_names)}"),
@@ -191,7 +196,8 @@ EXAMPLES = (
         "one generation of four replicas",
         "quiet",
         lambda: snapshot(
-            server(100), *(pool("shop", 23, client=f"10.0.0.{n}", idle_s=(0, 2), age_s=3600, used=True) for n in range(4))
+            server(100),
+            *(pool("shop", 23, client=f"10.0.0.{n}", idle_s=(0, 2), age_s=3600, used=True) for n in range(4)),
         ),
     ),
     Example(

@@ -13,8 +13,10 @@ but the slot it holds is as taken as that of a busy one.
 How we know
 -----------
 The state is `idle` and the *idle age*, now() - state_change, is above `min_idle_s`. Nobody used the session
-while we looked, and the pause is longer than the owner's usual interval between two uses. `query_start` is
-never taken for the idle age: a long query that ended a second ago would look idle for an hour.
+while we looked, and the pause is far longer than the usual interval between two uses of a session of the same
+client; where some sessions are used all the time and the others never, the others are judged by themselves. `query_start` is
+never taken for the idle age: a long query that ended a second ago would look idle for an hour. Watchers, listeners
+and a pooler's own servers are left out.
 
 What to do, least disruptive first
 ----------------------------------
@@ -42,8 +44,9 @@ from dataclasses import dataclass
 from pgvacancy.causes._common import by_design, severity_of, sql_in
 from pgvacancy.causes._examples import pool, server, snapshot
 from pgvacancy.causes._shape import Example, setting
+from pgvacancy.causes._structure import PEOPLE, families, members, patience_s
 from pgvacancy.model.diagnosis import Advice, Fact, Finding
-from pgvacancy.model.series import Case, Owner, Track, culprits, keys, revisit_s
+from pgvacancy.model.series import Case, Owner, Track, culprits, keys
 
 CODE = "PGC104"
 ORDER = 110
@@ -64,7 +67,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     ledger = case.ledger
     if ledger is None or not case.scarce:
         return None
-    idle = [t for t in unused(case, settings.min_idle_s) if not by_design(t)]
+    idle = unused(case, settings.min_idle_s)
     share = len(idle) / max(1, ledger.ordinary_slots)
     if not idle or share < settings.min_share_ratio:
         return None
@@ -74,17 +77,21 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     owners = {Owner.of(t) for t in idle}
     pids = [t.session.pid for t in sorted(idle, key=lambda t: -t.state_age_s)]
     roles = sorted({o.user for o in owners})
+    people = sum(1 for t in idle if PEOPLE.search(t.session.application_name))
+    # One program's sessions may as well be a pool at rest: several owners or people's tools make it sure.
+    sure = 0.88 if len(owners) > 1 or people > len(idle) / 2 else 0.8
     return Finding(
         code=CODE,
         cause="idle-sessions",
         severity=severity_of(case, share),
-        confidence=0.85 if case.window_s > 0 else 0.6,
+        confidence=sure if case.window_s > 0 else 0.6,
         summary=f"{len(idle)} sessions have been idle for up to {oldest:.0f} s and nobody uses them",
         claims=keys(idle),
         evidence=(
             Fact(fact="sessions idle longer than min_idle_s", value=len(idle)),
             Fact(fact="oldest idle age, now() - state_change, in seconds", value=round(oldest, 1)),
             Fact(fact="owners (application, user, database) of these sessions", value=len(owners)),
+            Fact(fact="of them opened by programs that people drive", value=people),
         ),
         counter_evidence=(
             Fact(fact="sessions used while we looked", value=reused),
@@ -117,16 +124,12 @@ def detect(case: Case, settings: Settings) -> Finding | None:
 
 
 def unused(case: Case, min_idle_s: float) -> list[Track]:
-    """Sessions idle beyond the threshold *and* beyond three times their owner's mean revisit interval."""
+    """Sessions idle beyond the threshold *and* beyond the habit of their owner's client."""
     result: list[Track] = []
-    for tracks in case.owners.values():
-        patience_s = 3 * revisit_s(tracks, case.window_s)
-        patience_s = patience_s if patience_s != float("inf") else 0.0
-        result += [
-            t
-            for t in tracks
-            if t.idle and not t.used_in_window and t.state_age_s >= max(min_idle_s, patience_s)
-        ]
+    for family in families(case).values():
+        for member in members(family):
+            least_s = max(min_idle_s, patience_s(case, member))
+            result += [m.track for m in member if m.resting and m.track.state_age_s >= least_s]
     return result
 
 

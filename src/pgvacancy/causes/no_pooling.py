@@ -114,7 +114,8 @@ def _finding(  # noqa: PLR0913 - the figures of one finding
     return Finding(
         code=CODE,
         cause="no-pooling",
-        severity=severity_of(case, share),
+        # The readings may miss the instants at which it is full; the log does not.
+        severity="critical" if refused else severity_of(case, share),
         confidence=round((0.9 if counted else 0.75) * (1.0 if share >= 0.5 else 0.85), 2),
         summary=f"{rate:.0f} sessions a second are opened, used once and closed; each lives for about {life:.1f} s",
         claims=keys(alive),

@@ -216,7 +216,9 @@ def _finding(case: Case, pools: _Pools) -> Finding:
                 command="pgvacancy pool init --dir DIR --mode transaction",
                 why="all processes share one pool of the size that is really used",
             ),
-            Advice(slug="raise-max-connections", difficulty="medium", disruption="restart", why="last, memory permitting"),
+            Advice(
+                slug="raise-max-connections", difficulty="medium", disruption="restart", why="last, memory permitting"
+            ),
         ),
     )
 
@@ -232,14 +234,18 @@ EXAMPLES = (
         "quiet",
         lambda: snapshot(
             server(100),
-            *(pool("web", 12, client=f"10.0.0.{n}", state="active", idle_s=0.1, age_s=900, used=True) for n in range(8)),
+            *(
+                pool("web", 12, client=f"10.0.0.{n}", state="active", idle_s=0.1, age_s=900, used=True)
+                for n in range(8)
+            ),
         ),
     ),
     Example(
         "five people's tools with unequal numbers",
         "quiet",
         lambda: snapshot(
-            server(100), *(pool("psql", 10 + 4 * n, user=f"person{n}", client=f"10.0.1.{n}", idle_s=900) for n in range(5))
+            server(100),
+            *(pool("psql", 10 + 4 * n, user=f"person{n}", client=f"10.0.1.{n}", idle_s=900) for n in range(5)),
         ),
     ),
     Example(

@@ -161,6 +161,24 @@ def retry(options: argparse.Namespace, state: State) -> None:
     state.stop.wait()
 
 
+def recreate(options: argparse.Namespace, state: State) -> None:
+    """Open ``pools`` pools of ``sessions`` sessions, one every ``interval`` seconds, and close none of them.
+
+    ``--pick lifo`` goes on with the newest pool alone, ``random`` uses all there is, as a pool that grew in bursts.
+    """
+    in_use: list[Session] = []
+    for _ in range(options.pools):
+        opened = [open_one(options, state, number) for number in range(options.sessions)]
+        newest = [session for session in opened if session is not None]
+        in_use = newest or in_use if options.pick == "lifo" else state.sessions
+        state.stop.wait(options.interval)
+    state.report("ready")
+    while in_use and options.rate and not state.stop.wait(1 / options.rate):
+        index = random.randrange(len(in_use)) if options.pick == "random" else len(in_use) - 1  # noqa: S311 - not for secrets
+        _use(in_use[index], options.work, state)
+    state.stop.wait()
+
+
 BEHAVIOURS: dict[str, Callable[[argparse.Namespace, State], None]] = {
     "hold": hold,
     "pool": pool,
@@ -168,6 +186,7 @@ BEHAVIOURS: dict[str, Callable[[argparse.Namespace, State], None]] = {
     "once": once,
     "churn": churn,
     "retry": retry,
+    "recreate": recreate,
 }
 
 
@@ -208,6 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--driver", choices=DRIVERS, default="psycopg")
     parser.add_argument("--application-name", default="app", help="%%d is replaced by the session's number")
     parser.add_argument("--sessions", type=int, default=1)
+    parser.add_argument("--pools", type=int, default=1, help="how often the pool is made anew")
     parser.add_argument("--interval", type=float, default=0.0, help="seconds between two openings")
     parser.add_argument("--think", type=float, default=0.1, help="seconds between two uses")
     parser.add_argument("--rate", type=float, default=10.0, help="uses a second, over the whole pool")

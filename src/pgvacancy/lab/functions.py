@@ -14,9 +14,9 @@ import argparse
 import json
 import os
 import random
+import select
 import signal
 import sys
-import threading
 import time
 
 from pgvacancy.lab.cluster import die_with_parent
@@ -74,19 +74,12 @@ def main() -> None:
     parser.add_argument("--think", type=float, default=0.1, help="seconds between two uses when busy")
     options = parser.parse_args()
     __import__(options.driver)  # once, for all children
-    stop = threading.Event()
-
-    def ended() -> None:
-        os.read(0, 1)
-        stop.set()
-
     for number in range(options.crowd):
         # The first ones end one after another, as if they had come one after another.
         invoke(options, options.freeze * (number + 1) / options.crowd)
     sys.stdout.write(json.dumps({"event": "ready", "open": options.crowd}) + "\n")
     sys.stdout.flush()
-    threading.Thread(target=ended, daemon=True).start()
-    while not stop.wait(1 / options.rate if options.rate else None):
+    while not select.select([sys.stdin], [], [], 1 / options.rate if options.rate else None)[0]:
         invoke(options, options.freeze * random.uniform(0.8, 1.2))  # noqa: S311 - not for secrets
         reap()
 

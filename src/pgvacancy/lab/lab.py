@@ -120,6 +120,8 @@ class Lab:
         self.cluster = cluster
         self.processes: list[Process] = []
         self.cleanups: list[Callable[[], None]] = []
+        self.beside: dict[str, Any] = {}
+        """What a scenario runs beside the server (a standby, a pooler) until the clients are stopped."""
 
     def furnish(self) -> None:
         """Make the roles, the database and a small table. Does nothing when they are there."""
@@ -217,6 +219,7 @@ class Lab:
         for cleanup in reversed(self.cleanups):
             cleanup()
         self.cleanups.clear()
+        self.beside.clear()
 
     # --- waiting ---
 

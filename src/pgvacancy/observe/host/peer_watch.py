@@ -5,7 +5,7 @@ Proved are, and only then ``gone`` is true:
 * the client's address is this machine's own, the server's end is ESTABLISHED, and the client's end does not
   exist or was closed by its process, at two readings. Addresses other than loopback prove nothing
   while connections are tracked, for a translated address may hide a client in another namespace;
-* the server's own address of that connection is no longer on this machine;
+* the server's own address of that connection is no longer on this machine, or its interface is switched off;
 * the kernel cannot reach the client's machine: no route, or no neighbour answers;
 * it leaves a connection attempt unanswered, and at least three packets of the session itself as well.
 
@@ -26,7 +26,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgvacancy.model.evidence import PeerState
-from pgvacancy.observe.host.sockets import End, Socket, Table, is_local, is_loopback, normalise, read_table
+from pgvacancy.observe.host.sockets import (
+    End,
+    Socket,
+    Table,
+    is_local,
+    is_loopback,
+    normalise,
+    read_table,
+    switched_off,
+)
 
 MAX_PROBES = 16
 UNANSWERED = 3
@@ -62,6 +71,7 @@ class PeerWatch:
     _first: Table | None = None
     _attempts: dict[str, _Attempt] = field(default_factory=dict)
     _local: dict[str, bool] = field(default_factory=dict)
+    _off: dict[str, str | None] = field(default_factory=dict)
 
     def start(self, sessions: Iterable[tuple[str, int]]) -> None:
         """Begin for the given clients, as the server names them (address and port)."""
@@ -75,7 +85,7 @@ class PeerWatch:
         for address, _ in remote.most_common(MAX_PROBES):
             port = next(p for a, p in self.sessions if a == address and (a, p) in ends)
             own = ends[address, port].local[0]
-            if self._is_local(own):  # else it is proved already, and the packet would leave another way
+            if not self._unusable(own):  # else it is proved already, and the packet would leave another way
                 self._attempts[address] = _attempt(address, port, own, unresolved_before=address in unresolved)
 
     def finish(self, *, budget_s: float = BUDGET_S) -> tuple[PeerState, ...]:
@@ -109,6 +119,14 @@ class PeerWatch:
             self._local[address] = is_local(address)
         return self._local[address]
 
+    def _unusable(self, own: str) -> str:
+        """Why nothing can reach the server on an address it once had; empty when something can."""
+        if not self._is_local(own):
+            return "is no longer on this machine"
+        if own not in self._off:
+            self._off[own] = None if is_loopback(own) else switched_off(own)
+        return f"is on {self._off[own]}, which is switched off" if self._off[own] else ""
+
     def _closed_locally(self, table: Table) -> set[End]:
         """Clients on this machine whose end is missing or closed while the server's is ESTABLISHED."""
         if not table.complete:
@@ -128,8 +146,9 @@ class PeerWatch:
             return "the client has closed its side, the server has not read that yet", False
         if end in closed:
             return "this machine's own address, and no process holds that client's socket any more", True
-        if not self._is_local(own.local[0]):
-            return f"the server's address {own.local[0]} is no longer on this machine", True
+        unusable = self._unusable(own.local[0])
+        if unusable:
+            return f"the server's address {own.local[0]} {unusable}", True
         unanswered = max(own.retransmits, own.probes)
         attempt = self._attempts.get(end[0])
         if attempt is not None:

@@ -37,6 +37,7 @@ _FILES = ("/proc/net/tcp", "/proc/net/tcp6")
 _DIAG_BY_FAMILY = 20
 _REQUEST_DUMP = 0x301
 _ERROR, _DONE = 2, 3
+_GET_FLAGS, _GET_ADDRESS, _UP = 0x8913, 0x8915, 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +164,27 @@ def is_local(address: str) -> bool:
     except (OSError, UnicodeError):
         return False
     return True
+
+
+def switched_off(address: str) -> str | None:
+    """The interface whose first IPv4 address this is, when that interface is switched off; else None.
+
+    Its address stays ours, but nothing reaches it, and what is sent from it leaves another way.
+    Source: https://man7.org/linux/man-pages/man7/netdevice.7.html
+    """
+    import fcntl  # noqa: PLC0415 - missing on systems where this is never called
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode())
+            try:
+                answer = fcntl.ioctl(s, _GET_ADDRESS, request)
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    (flags,) = struct.unpack_from("=H", fcntl.ioctl(s, _GET_FLAGS, request), 16)
+                    return None if flags & _UP else name
+            except OSError:  # it has no IPv4 address, or went away
+                continue
+    return None
 
 
 def accept_queue(port: int) -> tuple[int, int] | None:

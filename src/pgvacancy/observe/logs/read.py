@@ -24,6 +24,7 @@ A quiet log passes at hundreds of MB/s, but a log of nothing but refusals at a f
 
 _LOOK_BACK_BYTES = 65536
 _DISORDER_S = 10.0
+_BORDER_BYTES = 16384
 _FIRST_LINES = 2000
 _POOLER = "pgbouncer"
 _NEXT = "name a PostgreSQL csvlog, jsonlog or stderr log, or a PgBouncer log:  pgvacancy doctor --log FILE"
@@ -266,6 +267,16 @@ def _read_block(block: bytes, detected: Detected, tally: Tally, passage: _Passag
         elif pooler:
             tally.add_pooler(record)
         else:
+            tally.add(record, detected.languages)
+    if needles is dialect.old_needles and dialect.name == "stderr":
+        _remember_sessions(block[-_BORDER_BYTES:], detected, tally)
+
+
+def _remember_sessions(end_of_block: bytes, detected: Detected, tally: Tally) -> None:
+    """Keep who was connecting when a block of old lines ended: the refusal may stand in the next one."""
+    for start, end in candidates(end_of_block, (b"connection received: ", b"connection authorized: ")):
+        record = detected.dialect.parse(end_of_block, start, end)
+        if record is not None and record.severity == "LOG":
             tally.add(record, detected.languages)
 
 

@@ -112,7 +112,7 @@ def _error(reply: Reply, error: ErrorFields, asked: Asked, *, tls: bool) -> Prob
         if _slot_proved(error.sqlstate, logged_in=reply.logged_in):
             seen = f"{error.sqlstate} {said}"
             detail = (
-                f"a slot was free: the log-in failed after one was taken ({seen})"
+                f"a slot was free: the log-in failed after one was taken ({seen}); limits checked later did not show"
                 if reply.logged_in
                 else f"a slot was free before authentication, which failed ({seen}); {_LIMITS_AFTER}"
             )
