@@ -9,8 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import psycopg
+
 from bench._process import note
 from bench._table import Table, save
+from pgvacancy.model.errors import PgvacancyError
+
+FAILURES = (PgvacancyError, psycopg.Error, OSError, ValueError)
 
 PARTS = {
     "held": "sessions the doctor holds at each door",
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure: Callable[[argparse.Namespace], list[Table]] = importlib.import_module(f"bench.{part}").measure
         try:
             tables = measure(options)
-        except Exception as error:  # noqa: BLE001 - the other parts are to be measured all the same
+        except FAILURES as error:  # the other parts are to be measured all the same
             failed = 3
             note(f"{part}: not measured: {type(error).__name__}: {error}")
             continue

@@ -7,9 +7,11 @@ readings, and how many transactions the server commits for each session.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from pgvacancy.model.diagnosis import SessionKey
 from pgvacancy.model.series import Case, Owner, Track, group, keys
@@ -51,7 +53,21 @@ class Demand:
     def transactions_per_session_s(self) -> float:
         """Transactions a second for each of these sessions; 0 when the counters do not tell."""
         rate = self.case.transactions_per_s
-        return rate / len(self.tracks) if rate is not None and self.tracks else 0.0
+        users = sum(1 for t in self.case.tracks if t.used_in_window)
+        return rate / users if rate is not None and users else 0.0
+
+    @cached_property
+    def hurried(self) -> bool:
+        """Whether sessions run many statements and yet are found unchanged oddly often.
+
+        A session that pauses between statements is found changed at every reading, or as often as chance has it;
+        sessions that compete for a processor or for their client's attention run in bursts.
+        """
+        readings_per_s = (len(self.case.samples) - 1) / self.case.window_s if self.case.window_s > 0 else 0.0
+        if readings_per_s <= 0:
+            return False
+        by_chance = readings_per_s * (1 - math.exp(-self.transactions_per_session_s / readings_per_s))
+        return self.turnover_per_s < 0.7 * by_chance
 
     @cached_property
     def groups(self) -> tuple[tuple[Track, ...], ...]:
@@ -64,12 +80,17 @@ class Demand:
         return len(self.groups[0]) / len(self.tracks) if self.tracks else 0.0
 
     @cached_property
+    def owners(self) -> int:
+        """How many applications, roles and databases they belong to."""
+        return len({Owner.of(t) for t in self.tracks})
+
+    @cached_property
     def burst(self) -> tuple[Track, ...]:
         """Sessions that joined an older base of their own owner at once and outnumber it; () when none did."""
         result: list[Track] = []
         for tracks in group(self.tracks, Owner.of).values():
             ordered = sorted(tracks, key=lambda t: -t.age_s)
-            for n, (older, younger) in enumerate(zip(ordered, ordered[1:], strict=False), 1):
+            for n, (older, younger) in enumerate(pairwise(ordered), 1):
                 young = ordered[n:]
                 pause_s = older.age_s - younger.age_s
                 spread_s = young[0].age_s - young[-1].age_s

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from statistics import median
 
 from pgvacancy.causes._common import by_design, is_monitor
@@ -202,7 +203,7 @@ def births(items: Iterable[Life]) -> list[float]:
 
 def gaps(instants: Sequence[float]) -> list[float]:
     """Seconds between neighbours."""
-    return [b - a for a, b in zip(instants, instants[1:], strict=False)]
+    return [b - a for a, b in pairwise(instants)]
 
 
 def spread_count(items: Iterable[Life]) -> float:
@@ -284,9 +285,7 @@ def generations(parts: Sequence[tuple[Life, ...]]) -> tuple[tuple[Life, ...], tu
 def pause_s(items: Sequence[Life]) -> float:
     """Median seconds between the last use of a session and the birth of the next; below 0 when they overlap."""
     ordered = sorted(items, key=born_at)
-    pauses = [
-        born_at(b) - (a.track.session.state_change_at or born_at(a)) for a, b in zip(ordered, ordered[1:], strict=False)
-    ]
+    pauses = [born_at(b) - (a.track.session.state_change_at or born_at(a)) for a, b in pairwise(ordered)]
     return median(pauses) if pauses else 0.0
 
 

@@ -2,20 +2,22 @@
 
 What it is
 ----------
-A development server reloads the module that makes the pool, a test suite builds an application context per class, a
-notebook cell is run again, a handler makes a pool per request or per tenant. Each time a new pool opens its sessions, and the
-one before is neither closed nor used: nothing refers to it any more but its own threads.
+A development server reloads the module that makes the pool, a test suite builds an application context per
+class, a notebook cell is run again, a handler makes a pool per request or per tenant. Each time a new pool
+opens its sessions, and the one before is neither closed nor used: nothing refers to it any more but its own
+threads.
 
 Why it takes slots
 ------------------
-The process is alive and holds the sockets of every pool it ever made. Each re-creation costs the whole size of a pool.
+The process is alive and holds the sockets of every pool it ever made. Each re-creation costs the whole size of
+a pool.
 
 How we know
 -----------
-Births of one client's sessions come in *steps* of equal size with clear pauses between them. No session of an older step
-was used after the next step began; the newest step may be in use, and may be cut short by the limit. One client
-(process, else address) holds them all: that is what sets it apart from a deployment or from many workers. Three
-steps are convincing, two are a hint.
+Births of one client's sessions come in *steps* of equal size with clear pauses between them. No session of an
+older step was used after the next step began; the newest step may be in use, and may be cut short by the limit.
+One client (process, else address) holds them all: that is what sets it apart from a deployment or from many
+workers. Three steps are convincing, two are a hint.
 
 What to do, least disruptive first
 ----------------------------------
@@ -27,8 +29,8 @@ What to do, least disruptive first
 
 Often mistaken for
 ------------------
-A deployment in progress (two generations, different processes or addresses, resolves itself) · a leak (one at a time,
-a ramp) · pools that grow in bursts (the old members stay in use) · oversized pools (several clients).
+A deployment in progress (two generations, different processes or addresses, resolves itself) · a leak (one at a
+time, a ramp) · pools that grow in bursts (the old members stay in use) · oversized pools (several clients).
 
 Sources
 -------
@@ -41,6 +43,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from pgvacancy.causes._common import severity_of, sql_in
 from pgvacancy.causes._examples import NOW_AT, pool, server, snapshot
@@ -97,7 +100,7 @@ def _abandoned(member: Sequence[Life], settings: Settings) -> list[tuple[Life, .
     if sum(1 for m in member if PEOPLE.search(m.track.session.application_name)) > len(member) / 2:
         return []
     found = equal_steps(member, at_least=int(settings.min_steps_count))
-    for step, following in zip(found, found[1:], strict=False):
+    for step, following in pairwise(found):
         left_at = began_at(following) + GRACE_S
         kept = [m for m in step if not m.resting or (m.track.session.state_change_at or 0.0) > left_at]
         if kept:
@@ -117,7 +120,7 @@ def _finding(case: Case, found: Sequence[tuple[Life, ...]], share: float) -> Fin
     family = family_of(tracks[0])
     size, _ = common_size(found[:-1])
     began = [began_at(step) for step in found]
-    pauses = [b - a for a, b in zip(began, began[1:], strict=False)]
+    pauses = [b - a for a, b in pairwise(began)]
     step_born = all(m.track.born_in_window for m in found[-1])
     sure = 0.62 if len(found) == 2 else 0.8 if len(found) == 3 else 0.86
     sure += 0.05 * newest_used + 0.03 * step_born - 0.1 * (size == 2) - 0.1 * (case.window_s <= 0)

@@ -2,28 +2,29 @@
 
 What it is
 ----------
-Clients open a connection, say who they are, and never answer the demand for a password: scanners, broken health checks,
-load balancers that test the port with half a protocol, attackers. Or the server itself is slow to decide: LDAP, RADIUS or PAM
-behind the log-in, reverse DNS with `log_hostname`. Or passwords are guessed at a rate that keeps slots occupied.
+Clients open a connection, say who they are, and never answer the demand for a password: scanners, broken health
+checks, load balancers that test the port with half a protocol, attackers. Or the server itself is slow to
+decide: LDAP, RADIUS or PAM behind the log-in, reverse DNS with `log_hostname`. Or passwords are guessed at a
+rate that keeps slots occupied.
 
 Why it takes slots
 ------------------
 A slot is taken *before* the password is asked for and before any limit is checked, and is kept until the log-in
-succeeds, fails, or `authentication_timeout` (a minute by default) is over. The reserve for superusers does not help: a log-in
-that has not finished may take the last slot.
+succeeds, fails, or `authentication_timeout` (a minute by default) is over. The reserve for superusers does not
+help: a log-in that has not finished may take the last slot.
 
 How we know
 -----------
-PostgreSQL 18 shows unfinished log-ins in `pg_stat_activity` with state `starting`; up to 17 they have no row, but hold
-a `virtualxid` lock whose pid no row has, and so the view counts fewer sessions than there are slots taken. On the server's
-machine their process titles end in `authentication`. What counts is that the *same* log-ins stay, for longer than
-`min_login_s`: many quick log-ins show other pids at every reading. The server's log adds `canceling authentication due to timeout`
-and the failures.
+PostgreSQL 18 shows unfinished log-ins in `pg_stat_activity` with state `starting`; up to 17 they have no row,
+but hold a `virtualxid` lock whose pid no row has, and so the view counts fewer sessions than there are slots
+taken. On the server's machine their process titles end in `authentication`. What counts is that the *same*
+log-ins stay, for longer than `min_login_s`: many quick log-ins show other pids at every reading. The server's
+log adds `canceling authentication due to timeout` and the failures.
 
 What to do, least disruptive first
 ----------------------------------
-1. Give log-ins less time: `ALTER SYSTEM SET authentication_timeout = '10s'; SELECT pg_reload_conf();` It reaches new log-ins.
-   Leave slow LDAP, RADIUS or mobile clients the time they need.
+1. Give log-ins less time: `ALTER SYSTEM SET authentication_timeout = '10s'; SELECT pg_reload_conf();` It
+   reaches new log-ins. Leave slow LDAP, RADIUS or mobile clients the time they need.
 2. Keep strangers out: the firewall, `reject` rules in `pg_hba.conf` above the others, `log_hostname = off`.
 3. End those that are there (superusers only: an unfinished log-in has no role that pg_signal_backend would
    cover): `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'starting'`.
@@ -33,8 +34,8 @@ What to do, least disruptive first
 
 Often mistaken for
 ------------------
-A retry storm (other pids at every reading, refused at once) · no pooling (the log-ins finish) · sessions hidden from us
-for lack of `pg_read_all_stats` · superusers eating the reserve (they have finished, and have rows).
+A retry storm (other pids at every reading, refused at once) · no pooling (the log-ins finish) · sessions hidden
+from us for lack of `pg_read_all_stats` · superusers eating the reserve (they have finished, and have rows).
 
 Sources
 -------
@@ -55,7 +56,7 @@ from pgvacancy.causes._shape import Example, setting
 from pgvacancy.model.diagnosis import Advice, Culprit, Fact, Finding, SessionKey
 from pgvacancy.model.ledger import Ledger
 from pgvacancy.model.series import Case, keys
-from pgvacancy.model.snapshot import Snapshot
+from pgvacancy.model.snapshot import Session, Snapshot
 
 CODE = "PGC117"
 ORDER = 20
@@ -256,10 +257,11 @@ def _remedies(lasting: _Logins, settings: Settings) -> tuple[Advice, ...]:
 def _starting(count: int, age_s: float, *, stay: bool = True) -> list[Pair]:
     """An example: unfinished log-ins, the same at both readings or new at the second."""
     pairs = pool("", count, state="starting", idle_s=age_s, age_s=age_s, query="")
-    blank = {"user": None, "database": None, "state_change_at": None, "query_start_at": None}
-    return [
-        (replace(a, pid=a.pid if stay else a.pid + 1_000_000, **blank), replace(b, **blank)) for a, b in pairs
-    ]
+
+    def blank(session: Session, pid: int) -> Session:
+        return replace(session, pid=pid, user=None, database=None, state_change_at=None, query_start_at=None)
+
+    return [(blank(a, a.pid if stay else a.pid + 1_000_000), blank(b, b.pid)) for a, b in pairs]
 
 
 def _without_rows(count: int, *, stay: bool) -> Snapshot:

@@ -3,38 +3,38 @@
 What it is
 ----------
 Some path through the code opens a session and returns without closing it: an early `return`, an exception, a
-`with` block that ends the transaction but not the connection (psycopg2), a cursor or result that nobody reads to
-its end. Every pass through that path costs one slot for good.
+`with` block that ends the transaction but not the connection (psycopg2), a cursor or result that nobody reads
+to its end. Every pass through that path costs one slot for good.
 
 Why it takes slots
 ------------------
-The process still holds the socket, so the server has no reason to end the session. Nothing gives the slot back until
-the process ends, and the number only grows: a higher `max_connections` buys time and nothing else.
+The process still holds the socket, so the server has no reason to end the session. Nothing gives the slot back
+until the process ends, and the number only grows: a higher `max_connections` buys time and nothing else.
 
 How we know
 -----------
-Look at the sessions of one client that are idle and were used only right after they were opened. In a leak their
-births lie on a *ramp*: one by one, at the pace at which the faulty path is taken, without ends. We measure how even the
-gaps are, the pause between one session's last use and the next one's birth, and how many were born and ended
-while we looked. New ones during the window, none ended and none used again make it nearly certain; the growth per
-minute then tells when the server is full. A healthy pool under the same name does not hide it: used and unused
-sessions of one client are judged apart.
+Look at the sessions of one client that are idle and were used only right after they were opened. In a leak
+their births lie on a *ramp*: one by one, at the pace at which the faulty path is taken, without ends. We
+measure how even the gaps are, the pause between one session's last use and the next one's birth, and how many
+were born and ended while we looked. New ones during the window, none ended and none used again make it nearly
+certain; the growth per minute then tells when the server is full. A healthy pool under the same name does not
+hide it: used and unused sessions of one client are judged apart.
 
 What to do, least disruptive first
 ----------------------------------
-1. Fence it in, so that others keep their slots: `ALTER ROLE app CONNECTION LIMIT n` (new sessions only; superusers
-   are exempt).
-2. Let the server close what nobody uses: `ALTER ROLE app SET idle_session_timeout = '10min'` (PostgreSQL 14+, new
-   sessions only; not on a role that a pool uses, unless it is above the pool's own idle limit).
+1. Fence it in, so that others keep their slots: `ALTER ROLE app CONNECTION LIMIT n` (new sessions only;
+   superusers are exempt).
+2. Let the server close what nobody uses: `ALTER ROLE app SET idle_session_timeout = '10min'` (PostgreSQL 14+,
+   new sessions only; not on a role that a pool uses, unless it is above the pool's own idle limit).
 3. First aid: end the unused sessions. The evidence says how long that lasts at the present pace.
 4. The cure is in the code: close on every path (`with closing(...)`, `try`/`finally`, one pool per process).
    `pgvacancy lint PATH` finds the places.
 
 Often mistaken for
 ------------------
-A pool that warms up (stops at its size, is used again) · abandoned pools (steps of equal size, not a ramp) · oversized
-pools (the same number in every client, no growth) · forgotten sessions of people (several owners, a burst) ·
-sessions left idle inside a transaction (the open transaction is the more urgent name).
+A pool that warms up (stops at its size, is used again) · abandoned pools (steps of equal size, not a ramp) ·
+oversized pools (the same number in every client, no growth) · forgotten sessions of people (several owners, a
+burst) · sessions left idle inside a transaction (the open transaction is the more urgent name).
 
 Sources
 -------

@@ -2,8 +2,9 @@
 
 What it is
 ----------
-A rolling update starts the new release before the old one has left; a blue and a green side run together; an autoscaler or a
-process manager replaces workers and lets the old ones drain. For that time the application holds twice its usual number.
+A rolling update starts the new release before the old one has left; a blue and a green side run together; an
+autoscaler or a process manager replaces workers and lets the old ones drain. For that time the application
+holds twice its usual number.
 
 Why it takes slots
 ------------------
@@ -12,10 +13,10 @@ may wait for slow requests, for a grace period, or for a shutdown hook that neve
 
 How we know
 -----------
-Sessions of one application (same role and database, names equal or different in a version, a colour or a number)
-belong to two sets of clients, different processes or addresses, whose beginnings lie far apart compared with those
-within each set. Both sets are of similar size and the younger one is recent. An old set that nobody uses any more, or whose sessions
-end while we look, makes it surer.
+Sessions of one application (same role and database, names equal or different in a version, a colour or a
+number) belong to two sets of clients, different processes or addresses, whose beginnings lie far apart compared
+with those within each set. Both sets are of similar size and the younger one is recent. An old set that nobody
+uses any more, or whose sessions end while we look, makes it surer.
 
 What to do, least disruptive first
 ----------------------------------
@@ -28,8 +29,8 @@ What to do, least disruptive first
 
 Often mistaken for
 ------------------
-Abandoned pools (the same process or address, often more than two steps) · oversized pools (all clients began together)
-· scaling up (the older clients stay busy, and are wanted) · crash loops (many small generations).
+Abandoned pools (the same process or address, often more than two steps) · oversized pools (all clients began
+together) · scaling up (the older clients stay busy, and are wanted) · crash loops (many small generations).
 
 Sources
 -------

@@ -101,7 +101,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
             Fact(fact="oldest idle age, now() - state_change, in seconds", value=round(idle_s, 1)),
             Fact(fact="oldest transaction, now() - xact_start, in seconds", value=round(transaction_s, 1)),
             Fact(fact="of these, in a failed transaction (aborted)", value=aborted),
-            Fact(fact="of these, holding back VACUUM (backend_xmin set)", value=sum(t.session.has_xmin for t in parked)),
+            Fact(fact="of these, holding back VACUUM (backend_xmin)", value=sum(t.session.has_xmin for t in parked)),
             Fact(fact=f"last statement of {times} of them", value=query),
         ),
         counter_evidence=(

@@ -14,15 +14,15 @@ How we know
 -----------
 The state is `idle` and the *idle age*, now() - state_change, is above `min_idle_s`. Nobody used the session
 while we looked, and the pause is far longer than the usual interval between two uses of a session of the same
-client; where some sessions are used all the time and the others never, the others are judged by themselves. `query_start` is
-never taken for the idle age: a long query that ended a second ago would look idle for an hour. Watchers, listeners
-and a pooler's own servers are left out.
+client; where some sessions are used all the time and the others never, the others are judged by themselves.
+`query_start` is never taken for the idle age: a long query that ended a second ago would look idle for an hour.
+Watchers, listeners and a pooler's own servers are left out.
 
 What to do, least disruptive first
 ----------------------------------
 1. Cap the roles of people: `ALTER ROLE ... CONNECTION LIMIT n` (new sessions only).
-2. Give these roles an idle limit: `ALTER ROLE ... SET idle_session_timeout = '30min'` (14+; reaches new sessions
-   only, and never set it on the role of a pooler).
+2. Give these roles an idle limit: `ALTER ROLE ... SET idle_session_timeout = '30min'` (14+; reaches new
+   sessions only, and never set it on the role of a pooler).
 3. End the oldest ones now, up to the room you need, with `pg_terminate_backend`.
 
 Often mistaken for

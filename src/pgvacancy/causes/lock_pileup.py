@@ -186,16 +186,8 @@ class Blocker:
         """The blocker first: the one to act upon, then what stands behind it."""
         gate = () if self.pile.gate is None else (self.pile.gate,)
         ordered = (*self.pile.roots[:3], *gate) if self.idle else (*gate, *self.pile.roots[:3])
-        return tuple(
-            Culprit(
-                application_name=s.application_name,
-                user=s.user or "",
-                database=s.database or "",
-                client=self.case.client_of(s),
-                slots=1,
-            )
-            for s in ordered
-        )
+        # One by one: culprits() would order them by name and number, not by who is to be acted upon first.
+        return tuple(c for s in ordered for c in culprits(_tracks(self.case, (s,))))
 
 
 def statement_name(session: Session) -> str:
@@ -224,10 +216,10 @@ def _hold(case: Case, pile: Pile, settings: Settings) -> Hold | None:
         seconds = max(seconds, case.now_at - root.state_change_at)
     heads_seen = len({identity for _, identity in heads})
     steady = seconds >= settings.min_hold_s or pile.root_pids == (PREPARED,)
-    waits = [lock_wait_s(t) for t in _tracks(case, pile.waiters)]
     hold = Hold(seconds=seconds, steady=steady, roots_seen=heads_seen, readings=len(heads))
     if steady:
         return hold
+    waits = [lock_wait_s(t) for t in _tracks(case, pile.waiters)]
     if not waits or median(waits) < settings.min_hold_s:
         return None
     if case.window_s > 0 and heads_seen / max(case.window_s, settings.min_hold_s) >= settings.max_roots_per_s:
@@ -331,14 +323,8 @@ def _advice(blocker: Blocker) -> tuple[Advice, ...]:
                 why="a forgotten transaction then ends by itself; new sessions only",
             )
         )
-    result.append(
-        Advice(
-            slug="fix-application-code",
-            difficulty="medium",
-            disruption="none",
-            why="SET lock_timeout = '3s' and retry in migrations; keep transactions short",
-        )
-    )
+    why = "SET lock_timeout = '3s' and retry in migrations; keep transactions short"
+    result.append(Advice(slug="fix-application-code", difficulty="medium", disruption="none", why=why))
     return tuple(result)
 
 

@@ -2,35 +2,37 @@
 
 What it is
 ----------
-Exporters, agents and dashboards that watch the database open more sessions than they close: one per database, one per
-check, one per scrape that did not come back in time, one per replica of the agent.
+Exporters, agents and dashboards that watch the database open more sessions than they close: one per database,
+one per check, one per scrape that did not come back in time, one per replica of the agent.
 
 Why it takes slots
 ------------------
-A watcher needs one session, two at most. When a scrape hangs behind a lock or a slow statistics query, the next one
-comes on schedule and opens another: the watcher amplifies somebody else's trouble until nobody gets in, and it does
-so on every database of the server.
+A watcher needs one session, two at most. When a scrape hangs behind a lock or a slow statistics query, the next
+one comes on schedule and opens another: the watcher amplifies somebody else's trouble until nobody gets in, and
+it does so on every database of the server.
 
 How we know
 -----------
-Sessions whose `application_name` or role is that of a watcher (postgres_exporter, datadog, pgwatch, pganalyze, PMM, Zabbix, check_*,
-temboard, New Relic, telegraf, ...), or all of whose statements read the statistics views, hold more than `max_slots_count`
-slots and at least `min_share_ratio` of what ordinary roles can use. Sessions of theirs that wait for a lock are victims,
-not the cause: they belong to the lock pile-up. Our own session is left out.
+Sessions whose `application_name` or role is that of a watcher (postgres_exporter, datadog, pgwatch, pganalyze,
+PMM, Zabbix, check_*, temboard, New Relic, telegraf, ...), or all of whose statements read the statistics views,
+hold more than `max_slots_count` slots and at least `min_share_ratio` of what ordinary roles can use. Sessions
+of theirs that wait for a lock are victims, not the cause: they belong to the lock pile-up. Our own session is
+left out.
 
 What to do, least disruptive first
 ----------------------------------
-1. Cap the watcher: `ALTER ROLE ... CONNECTION LIMIT 3`. It does not bind superusers: give watchers a role of their own
-   in `pg_monitor`.
-2. Have it give up instead of piling up: `ALTER ROLE ... SET lock_timeout = '2s'` and `SET statement_timeout = '10s'`.
+1. Cap the watcher: `ALTER ROLE ... CONNECTION LIMIT 3`. It does not bind superusers: give watchers a role of
+   their own in `pg_monitor`.
+2. Have it give up instead of piling up: `ALTER ROLE ... SET lock_timeout = '2s'` and
+   `SET statement_timeout = '10s'`.
 3. Give it an idle limit: `ALTER ROLE ... SET idle_session_timeout = '5min'` (14+, new sessions).
 4. End its idle sessions now; it will come back for the one it needs.
 5. Watch databases through one session where the tool can; otherwise lengthen the scrape interval.
 
 Often mistaken for
 ------------------
-A lock pile-up in which the watchers wait (the root is somebody else) · one session per database by design (a hundred databases, a hundred
-sessions: still this cause) · a connection leak of an application.
+A lock pile-up in which the watchers wait (the root is somebody else) · one session per database by design (a
+hundred databases, a hundred sessions: still this cause) · a connection leak of an application.
 
 Sources
 -------
@@ -134,7 +136,7 @@ def _remedies(roles: list[str], idle: list[Track], held: list[Track]) -> tuple[A
                 f"ALTER ROLE {sql_in([r])} SET statement_timeout = '10s';"
                 for r in roles[:3]
             ),
-            why="a watcher needs one or two sessions, and should give up rather than pile up (does not bind superusers)",
+            why="one or two sessions will do, and it should give up rather than pile up (superusers are exempt)",
         ),
         Advice(
             slug="set-idle-session-timeout",

@@ -3,37 +3,39 @@
 What it is
 ----------
 The application opens a connection for every request (or every query), uses it once and closes it. CGI and PHP
-scripts, ORMs with the pool switched off (`CONN_MAX_AGE = 0` under load, `NullPool`), a `connect()` inside the request handler,
-shell loops around `psql -c`.
+scripts, ORMs with the pool switched off (`CONN_MAX_AGE = 0` under load, `NullPool`), a `connect()` inside the
+request handler, shell loops around `psql -c`.
 
 Why it takes slots
 ------------------
-Each session holds a slot for as long as it takes to log in, to work and to leave. The number of slots in use is the arrival rate
-times that time (Little's law): 200 requests a second that take 0.5 s, log-in included, need 100 slots, and a server
-that gets slower needs more slots for the same rate. A log-in costs a process, an authentication and cold caches: often
-more than the query it is for.
+Each session holds a slot for as long as it takes to log in, to work and to leave. The number of slots in use is
+the arrival rate times that time (Little's law): 200 requests a second that take 0.5 s, log-in included, need
+100 slots, and a server that gets slower needs more slots for the same rate. A log-in costs a process, an
+authentication and cold caches: often more than the query it is for.
 
 How we know
 -----------
-`pg_stat_database.sessions` (PostgreSQL 14+) grows by more than `min_sessions_per_s`; the sessions seen at one reading
-are gone a reading or two later; each runs a handful of transactions. Before 14 the sessions that come and go between two
-readings are counted: those that live for less than the interval are missed, so the number is a lower bound. Watch it yourself:
-`SELECT sum(sessions) FROM pg_stat_database;` twice, ten seconds apart.
+`pg_stat_database.sessions` (PostgreSQL 14+) grows by more than `min_sessions_per_s`; the sessions seen at one
+reading are gone a reading or two later; each runs a handful of transactions. Before 14 the sessions that come
+and go between two readings are counted: those that live for less than the interval are missed, so the number is
+a lower bound. Watch it yourself: `SELECT sum(sessions) FROM pg_stat_database;` twice, ten seconds apart.
 
 What to do, least disruptive first
 ----------------------------------
 1. Protect the other applications: `ALTER ROLE ... CONNECTION LIMIT n` on this role.
 2. Put PgBouncer in front, `pool_mode = transaction`: only the DSN changes, and log-ins become cheap. Let
    `pgvacancy pool audit` look first whether the application relies on session state.
-3. Give each process one pool, opened at start-up and sized small (a few sessions per core of the *server*), and borrow from it.
+3. Give each process one pool, opened at start-up and sized small (a few sessions per core of the *server*), and
+   borrow from it.
 
-Raising `max_connections` does not help: more processes at work at once make each of them slower, and the slots fill again.
+Raising `max_connections` does not help: more processes at work at once make each of them slower, and the slots
+fill again.
 
 Often mistaken for
 ------------------
-A retry storm (those who come are refused, not served) · serverless fan-out (many client processes, each idle for most of
-its session's life) · health checks and cron (one name, a low rate) · PgBouncer with a very short `server_lifetime`
-(the client address is the pooler's).
+A retry storm (those who come are refused, not served) · serverless fan-out (many client processes, each idle
+for most of its session's life) · health checks and cron (one name, a low rate) · PgBouncer with a very short
+`server_lifetime` (the client address is the pooler's).
 
 Sources
 -------
@@ -129,7 +131,9 @@ def _finding(  # noqa: PLR0913 - the figures of one finding
             Fact(fact="sessions that ended while we looked, at least", value=ended),
             Fact(fact="seconds such a session was seen to live, mean, at least", value=round(life, 2)),
             Fact(fact="share of the used slots they held, mean over the readings", value=round(share, 2)),
-            Fact(fact="transactions per session, all databases", value=round(per_session, 1), source="pg_stat_database"),
+            Fact(
+                fact="transactions per session, all databases", value=round(per_session, 1), source="pg_stat_database"
+            ),
         ),
         counter_evidence=(
             Fact(fact="sessions that were kept", value=kept),
@@ -174,7 +178,8 @@ def _passing(count: int, *, rate: float, user: str = "web", readings: int = 12) 
         at = NOW_AT - WINDOW_S + n * step
         pairs: list[Pair] = pool("php", count, user=user, state="active")
         rows = tuple(
-            replace(s, backend_start_at=at - 0.05, state_change_at=at - 0.03, query_start_at=at - 0.03) for _, s in pairs
+            replace(s, backend_start_at=at - 0.05, state_change_at=at - 0.03, query_start_at=at - 0.03)
+            for _, s in pairs
         )
         counters = base.samples[0].counters if n < readings else base.samples[-1].counters
         samples.append(Sample(taken_at=at, sessions=rows, counters=counters))

@@ -2,27 +2,28 @@
 
 What it is
 ----------
-A pool size is set once, in a configuration that looks modest: 10, or 5 with an overflow of 10. Then a web server forks a
-worker per core, the orchestrator runs some replicas, a job queue brings workers of its own, and each of these processes
-has a pool of that size. Nobody ever wrote down the product.
+A pool size is set once, in a configuration that looks modest: 10, or 5 with an overflow of 10. Then a web
+server forks a worker per core, the orchestrator runs some replicas, a job queue brings workers of its own, and
+each of these processes has a pool of that size. Nobody ever wrote down the product.
 
 Why it takes slots
 ------------------
-Most pools keep what they have opened, and many open their whole size at start. A slot is held by every member of
-every pool, also by those that no request has ever needed.
+Most pools keep what they have opened, and many open their whole size at start. A slot is held by every member
+of every pool, also by those that no request has ever needed.
 
 How we know
 -----------
-Sessions of one application (same role and database, names that differ by an instance number at most) are counted per
-client: a process on this machine, else an address, else a name of its own, else a step of births. Several clients hold the *same*
-number, the sum fills the server, and most of these sessions were not used while we looked. Pools that hand out the
-session used last show it best: a few members are busy, the others were used at their birth only. A single
-client is named only when it shows exactly that and holds nearly all ordinary slots.
+Sessions of one application (same role and database, names that differ by an instance number at most) are
+counted per client: a process on this machine, else an address, else a name of its own, else a step of births.
+Several clients hold the *same* number, the sum fills the server, and most of these sessions were not used while
+we looked. Pools that hand out the session used last show it best: a few members are busy, the others were used
+at their birth only. A single client is named only when it shows exactly that and holds nearly all ordinary
+slots.
 
 What to do, least disruptive first
 ----------------------------------
-1. Make the pools smaller: the evidence prints the sum that is there and a size that fits. In PgBouncer
-   `SET default_pool_size`, in SQLAlchemy `pool_size` and `max_overflow`, in HikariCP `maximumPoolSize`.
+1. Make the pools smaller: the evidence prints the sum that is there and a size that fits. In PgBouncer `SET
+   default_pool_size`, in SQLAlchemy `pool_size` and `max_overflow`, in HikariCP `maximumPoolSize`.
 2. Cap the role, so that other applications keep their slots: `ALTER ROLE app CONNECTION LIMIT n`.
 3. Put PgBouncer in transaction mode in front: all processes then share one pool.
 4. Raise `max_connections` last, and only when memory bears it: idle members need no slot, they need to go.
@@ -31,9 +32,9 @@ Ending these sessions does not help: the pools open them again at once.
 
 Often mistaken for
 ------------------
-A deployment in progress (two generations, seconds to minutes apart) · abandoned pools (one client, steps, the old ones never
-used again) · a leak (grows) · a limit that is too small (the same structure, but the members are busy) · a
-pooler's own pools · functions that hold one or two sessions each.
+A deployment in progress (two generations, seconds to minutes apart) · abandoned pools (one client, steps, the
+old ones never used again) · a leak (grows) · a limit that is too small (the same structure, but the members are
+busy) · a pooler's own pools · functions that hold one or two sessions each.
 
 Sources
 -------
@@ -124,7 +125,9 @@ def _pools(case: Case, family: Family, lives: Sequence[Life], slots: int, settin
     largest = max(len(p) for p in parts)
     near = sum(1 for p in parts if len(p) >= 0.6 * largest) / len(parts)
     unused = sum(1 for m in lives if m.resting) / len(lives)
-    if size < 2 and largest < 2 or max(equal, near if case.full and len(parts) > 2 else 0.0) < settings.min_equal_ratio:
+    if (size < 2 and largest < 2) or max(
+        equal, near if case.full and len(parts) > 2 else 0.0
+    ) < settings.min_equal_ratio:
         return None
     if len(parts) == 2 and equal < 1.0 and near < 1.0:
         return None

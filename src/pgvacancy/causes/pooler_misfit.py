@@ -46,25 +46,29 @@ https://www.pgbouncer.org/faq.html
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from pgvacancy.causes._common import severity_of
 from pgvacancy.causes._examples import pool, server, snapshot
+from pgvacancy.causes._poolers import (
+    POOLERS,
+    config_int,
+    example_pooler,
+    is_short,
+    pool_culprits,
+    pooler_refusals,
+    servers_of,
+)
 from pgvacancy.causes._shape import Example, setting
-from pgvacancy.model.diagnosis import Advice, Culprit, Fact, Finding
+from pgvacancy.model.diagnosis import Advice, Fact, Finding
 from pgvacancy.model.evidence import PoolerEvidence, PoolReading
 from pgvacancy.model.series import Case, Track, culprits, group, keys
 
 CODE = "PGC118"
 ORDER = 80
-NEEDS = ({"sessions"}, {"pooler"})
+NEEDS = ({"sessions"}, {"pooler"}, {"refusal"}, {"log"})
 WHY_NOT = "needs the server's sessions, or a pooler's console: --pgbouncer DSN"
-
-POOLERS = re.compile(r"\b(pgbouncer|pgcat|odyssey|pgpool|supavisor|pg_doorman|pgdog|pgagroal)", re.IGNORECASE)
-"""Names of poolers, as processes or as application_name."""
-POOLER_KINDS = frozenset({"pooler-client-limit", "pooler-wait-timeout", "pooler-client-cap", "pooler-login-failing"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
         *(_at_client_cap(case, p, settings) for p in case.snapshot.poolers if p.reachable),
         *(_queueing(case, p, settings) for p in case.snapshot.poolers if p.reachable),
         _overrun(case, settings),
+        _refusing(case),
     ]
     found = [f for f in candidates if f is not None]
     return max(found, key=lambda f: (f.confidence, f.slots), default=None)
@@ -90,7 +95,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
 
 def _at_client_cap(case: Case, pooler: PoolerEvidence, settings: Settings) -> Finding | None:
     """(a) Every client socket that max_client_conn allows is in use."""
-    cap = _config_int(pooler, "max_client_conn")
+    cap = config_int(pooler, "max_client_conn")
     if not cap or pooler.clients < settings.min_clients_ratio * cap:
         return None
     waiting = max(pooler.waiting_samples, default=0)
@@ -109,7 +114,7 @@ def _at_client_cap(case: Case, pooler: PoolerEvidence, settings: Settings) -> Fi
             *_free(case),
             Fact(fact="clients waiting for a server", value=waiting, source="SHOW POOLS"),
         ),
-        culprits=_pool_culprits(pooler),
+        culprits=pool_culprits(pooler),
         remedies=(
             Advice(
                 slug="raise-pooler-clients",
@@ -134,19 +139,21 @@ def _queueing(case: Case, pooler: PoolerEvidence, settings: Settings) -> Finding
     if queue is None:
         return None
     behind = [t for t in case.tracks if t.session.pid in set(pooler.server_pids)]
-    short = _is_short(queue)
+    short = is_short(queue)
     if short and case.full:
         return None if not _holds_most(case, behind, settings) else _overrun_by(case, behind, [pooler], 0.9)
     kind = _kind(queue, behind, settings, short=short)
     if kind == "busy behind":
         return None
     single = len(samples) < 3
-    refused = bool(pooler.refusal) or any(r.kind in POOLER_KINDS for r in case.snapshot.refusals)
-    size = queue.pool_size or _servers(queue)
+    refused = bool(pooler.refusal) or bool(pooler_refusals(case))
+    gives_up_s = config_int(pooler, "query_wait_timeout")
+    near = bool(gives_up_s) and queue.max_wait_s >= gives_up_s / 2
+    size = queue.pool_size or servers_of(queue)
     return Finding(
         code=CODE,
         cause="pooler-misfit",
-        severity="critical" if refused or queue.max_wait_s >= 1 else "warning",
+        severity="critical" if refused or near or queue.max_wait_s >= 1 else "warning",
         confidence=(0.6 if single else 0.9) - (0.2 if case.full else 0.0),
         summary=(
             f"{queue.clients_waiting} clients wait in PgBouncer {pooler.target} for one of {size} server connections "
@@ -155,16 +162,19 @@ def _queueing(case: Case, pooler: PoolerEvidence, settings: Settings) -> Finding
         evidence=(
             Fact(fact="clients waiting at each reading", value=", ".join(map(str, samples[-12:])), source="SHOW POOLS"),
             Fact(fact="longest wait in seconds", value=round(queue.max_wait_s, 2), source="SHOW POOLS"),
-            Fact(fact="server connections of this pool", value=_servers(queue), source="SHOW POOLS"),
+            Fact(fact="server connections of this pool", value=servers_of(queue), source="SHOW POOLS"),
             Fact(fact="pool size in force", value=size, source="SHOW DATABASES"),
             Fact(fact="pool mode", value=queue.mode, source="SHOW POOLS"),
+            Fact(
+                fact="query_wait_timeout in seconds, then they are turned away", value=gives_up_s, source="SHOW CONFIG"
+            ),
         ),
         counter_evidence=(
             *_free(case),
             Fact(fact="of the pool's sessions, waiting for a lock", value=sum(1 for t in behind if t.waits_for_lock)),
             Fact(fact="longest statement among them, in seconds", value=_longest(behind)),
         ),
-        culprits=_pool_culprits(pooler),
+        culprits=pool_culprits(pooler),
         remedies=_queue_remedies(case, queue, size, kind),
         weight=0.3 if case.full else 1.0,
         refusal_matches=refused and not case.full,
@@ -244,6 +254,10 @@ def _overrun(case: Case, settings: Settings) -> Finding | None:
     busy = sum(1 for t in found if t.waits_for_lock or t.running_s >= settings.min_running_s)
     if 2 * busy >= len(found):
         return None
+    promised = sum(pool.pool_size or 0 for p in known for pool in p.pools)
+    others = len(case.tracks) - len(found)
+    if not case.full and promised + others <= case.ledger.ordinary_slots:
+        return None  # nobody is refused, and as far as we know the pools fit
     sure = len({t.key for t in (*by_console, *by_process)}) * 2 >= len(found)
     return _overrun_by(case, found, known, 0.9 if sure else 0.6)
 
@@ -256,8 +270,7 @@ def _overrun_by(case: Case, found: list[Track], known: list[PoolerEvidence], con
     largest = len(next(iter(pools.values())))
     resting = sum(1 for t in found if t.idle)
     share = len(found) / max(1, ledger.ordinary_slots)
-    planned = [(p.pool_size or 0, p) for k in known for p in k.pools]
-    promised = sum(size for size, _ in planned)
+    promised = sum(p.pool_size or 0 for k in known for p in k.pools)
     fits = max(1, ledger.ordinary_slots * 4 // 5 // len(pools))
     return Finding(
         code=CODE,
@@ -299,17 +312,46 @@ def _overrun_by(case: Case, found: list[Track], known: list[PoolerEvidence], con
     )
 
 
+def _refusing(case: Case) -> Finding | None:
+    """No console to ask, but a pooler's own refusals: met by us, or in its log within the last minute."""
+    kinds = pooler_refusals(case)
+    if not kinds or any(p.reachable for p in case.snapshot.poolers):
+        return None
+    kind = kinds[0]
+    capped = kind in {"pooler-client-limit", "pooler-client-cap"}
+    texts = [r.message for r in case.snapshot.refusals if r.kind == kind]
+    log = case.snapshot.log
+    return Finding(
+        code=CODE,
+        cause="pooler-misfit",
+        severity="critical",
+        confidence=0.85 if capped else 0.6,
+        summary=f"PgBouncer turns clients away: {texts[0] if texts else kind}",
+        evidence=(
+            *(Fact(fact="refused by a pooler", value=text, source="login") for text in texts[:1]),
+            *(
+                Fact(fact=f"refusals of kind {k} in {log.recent_s:.0f} s", value=log.recent_by_kind[k], source="log")
+                for k in kinds
+                if log is not None and k in log.recent_by_kind
+            ),
+        ),
+        counter_evidence=(*_free(case), Fact(fact="the pooler's console was not asked", source="--pgbouncer DSN")),
+        remedies=(
+            Advice(
+                slug="raise-pooler-clients" if capped else "resize-pool",
+                difficulty="easy",
+                disruption="reload" if capped else "none",
+                command="SHOW CONFIG; SHOW POOLS; SHOW LISTS;",
+                why="look first, on the console; then pgvacancy doctor --pgbouncer with its DSN",
+            ),
+        ),
+        weight=0.3 if case.full else 1.0,
+        refusal_matches=not case.full,
+    )
+
+
 def _holds_most(case: Case, found: list[Track], settings: Settings) -> bool:
     return bool(found) and len(found) >= settings.min_share_ratio * max(1, case.peak_used)
-
-
-def _servers(p: PoolReading) -> int:
-    return p.servers_active + p.servers_idle + p.servers_used + p.servers_login
-
-
-def _is_short(p: PoolReading) -> bool:
-    """Clients wait although the pool has not reached its size."""
-    return bool(p.pool_size) and p.servers_active + p.servers_idle + p.servers_used < (p.pool_size or 0)
 
 
 def _longest(tracks: list[Track]) -> float:
@@ -322,56 +364,24 @@ def _free(case: Case) -> tuple[Fact, ...]:
     return (Fact(fact="slots of the server free for ordinary roles", value=case.ledger.free_ordinary),)
 
 
-def _config_int(pooler: PoolerEvidence, name: str) -> int:
-    value = pooler.config.get(name, "")
-    return int(value) if value.isdigit() else 0
-
-
-def _pool_culprits(pooler: PoolerEvidence) -> tuple[Culprit, ...]:
-    ordered = sorted(pooler.pools, key=lambda p: -p.clients_waiting)
-    return tuple(
-        Culprit(application_name="pgbouncer", user=p.user, database=p.database, client=pooler.target, slots=_servers(p))
-        for p in ordered[:8]
-    )
-
-
-def _pooler(waiting: int, *, size: int = 20, clients: int = 50) -> PoolerEvidence:
-    reading = PoolReading(
-        database="app",
-        user="app",
-        mode="transaction",
-        clients_active=size,
-        clients_waiting=waiting,
-        servers_active=size if waiting else 1,
-        servers_idle=0 if waiting else size - 1,
-        max_wait_s=1.5 if waiting else 0.0,
-        pool_size=size,
-    )
-    return PoolerEvidence(
-        target="10.0.0.5:6432",
-        config={"max_client_conn": "100", "default_pool_size": str(size)},
-        pools=(reading,),
-        waiting_samples=(waiting,) * 8,
-        clients=clients,
-    )
-
-
 EXAMPLES = (
     Example("no pooler, a full server", "quiet", lambda: snapshot(server(100), pool("web", 97, used=True))),
     Example(
         "a pooler with a pool that suffices",
         "quiet",
-        lambda: snapshot(server(100), pool("web", 20, idle_s=(0, 2), used=True), poolers=(_pooler(0),)),
+        lambda: snapshot(server(100), pool("web", 20, idle_s=(0, 2), used=True), poolers=(example_pooler(0),)),
     ),
     Example(
         "thirty clients wait for a pool of two, the server has room",
         "fires",
-        lambda: snapshot(server(100), pool("web", 2, idle_s=(0, 1), used=True), poolers=(_pooler(30, size=2),)),
+        lambda: snapshot(server(100), pool("web", 2, idle_s=(0, 1), used=True), poolers=(example_pooler(30, size=2),)),
     ),
     Example(
         "every client socket in use",
         "fires",
-        lambda: snapshot(server(100), pool("web", 20, idle_s=(0, 2), used=True), poolers=(_pooler(0, clients=100),)),
+        lambda: snapshot(
+            server(100), pool("web", 20, idle_s=(0, 2), used=True), poolers=(example_pooler(0, clients=100),)
+        ),
     ),
     Example(
         "pools of three users fill the server",
@@ -384,6 +394,6 @@ EXAMPLES = (
     Example(
         "after the pool was enlarged",
         "cleared",
-        lambda: snapshot(server(100), pool("web", 20, idle_s=(0, 1), used=True), poolers=(_pooler(0, size=20),)),
+        lambda: snapshot(server(100), pool("web", 20, idle_s=(0, 1), used=True), poolers=(example_pooler(0, size=20),)),
     ),
 )

@@ -2,32 +2,36 @@
 
 What it is
 ----------
-Clients that were refused, or lost their session in a restart or failover, try again at once and without a pause. All
-instances of an application do it together, often from the same instant on, and each failed attempt leads to the next.
+Clients that were refused, or lost their session in a restart or failover, try again at once and without a
+pause. All instances of an application do it together, often from the same instant on, and each failed attempt
+leads to the next.
 
 Why it takes slots
 ------------------
 Every attempt costs the server a process, even when it is refused; those that get past authentication hold a
-slot until the limit is checked. The storm keeps the processor busy, the honest sessions become slower and hold their
-slots for longer, and whoever gives a slot back loses it to the crowd in the same millisecond. Administrators do not get in either.
+slot until the limit is checked. The storm keeps the processor busy, the honest sessions become slower and hold
+their slots for longer, and whoever gives a slot back loses it to the crowd in the same millisecond.
+Administrators do not get in either.
 
 How we know
 -----------
-The server's log shows refusals (SQLSTATE 53300) at `min_refused_per_s` or more, while `pg_stat_database.sessions` grows
-slowly: attempts far above admissions. On the server's machine the number of new processes per second and the sockets in
-TIME_WAIT say the same without a log. A patient client that tries once or twice a second is no storm.
-Refusals stand in the log alone: no view counts them. To see the attempts, too: `ALTER SYSTEM SET log_connections = on;`
-and reload.
+The server's log shows refusals (SQLSTATE 53300) at `min_refused_per_s` or more, while
+`pg_stat_database.sessions` grows slowly: attempts far above admissions. On the server's machine the number of
+new processes per second and the sockets in TIME_WAIT say the same without a log. A patient client that tries
+once or twice a second is no storm. Refusals stand in the log alone: no view counts them. To see the attempts,
+too: `ALTER SYSTEM SET log_connections = on;` and reload.
 
 What to do, least disruptive first
 ----------------------------------
 1. Have the clients wait: exponential back-off with jitter, one prober per process instead of the whole pool.
-2. Put a queue in front: PgBouncer accepts the clients and lets them wait for a server connection instead of refusing.
-3. Cap the role of the storming application so that others get in: `ALTER ROLE ... CONNECTION LIMIT n`. Use it with care:
-   this refusal comes after authentication and costs more than the one it replaces.
+2. Put a queue in front: PgBouncer accepts the clients and lets them wait for a server connection instead of
+   refusing.
+3. Cap the role of the storming application so that others get in: `ALTER ROLE ... CONNECTION LIMIT n`. Use it
+   with care: this refusal comes after authentication and costs more than the one it replaces.
 4. Then look for what holds the slots: the storm is seldom what filled them.
 
-Raising `max_connections` feeds the storm. `sslmode=prefer` doubles it: each refused attempt is repeated without TLS.
+Raising `max_connections` feeds the storm. `sslmode=prefer` doubles it: each refused attempt is repeated without
+TLS.
 
 Often mistaken for
 ------------------

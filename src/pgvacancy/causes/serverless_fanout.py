@@ -2,28 +2,29 @@
 
 What it is
 ----------
-Cloud functions, jobs and previews: the platform starts an instance for each request that comes at the same time, each
-instance opens a session of its own (module-level connection or a pool of one), answers, and is *frozen* until the next
-request or the end of its life. A frozen process can neither use nor close its session.
+Cloud functions, jobs and previews: the platform starts an instance for each request that comes at the same
+time, each instance opens a session of its own (module-level connection or a pool of one), answers, and is
+*frozen* until the next request or the end of its life. A frozen process can neither use nor close its session.
 
 Why it takes slots
 ------------------
 Slots follow the number of instances, not the work: a hundred instances at rest hold a hundred slots. A pool in
-each instance multiplies them again. When the platform reclaims an instance, its session may stay until TCP notices.
+each instance multiplies them again. When the platform reclaims an instance, its session may stay until TCP
+notices.
 
 How we know
 -----------
-One role and database, reached from `min_clients_count` or more distinct clients (addresses, or processes on this machine)
-with no more than `max_per_client_ratio` sessions each; most of them idle since shortly after their birth (last use,
-`state_change`, close to `backend_start`); and clients come and go: births and deaths are spread over time. Without births
-or deaths while we looked the structure alone speaks, at less confidence.
+One role and database, reached from `min_clients_count` or more distinct clients (addresses, or processes on
+this machine) with no more than `max_per_client_ratio` sessions each; most of them idle since shortly after
+their birth (last use, `state_change`, close to `backend_start`); and clients come and go: births and deaths are
+spread over time. Without births or deaths while we looked the structure alone speaks, at less confidence.
 Behind a NAT or proxy all clients show one address: then this cannot be told from the server.
 
 What to do, least disruptive first
 ----------------------------------
 1. Keep a bound on it: `ALTER ROLE ... CONNECTION LIMIT n` on the functions' role, so that others get in.
-2. Give the role an idle limit: `ALTER ROLE ... SET idle_session_timeout = '60s'` (14+, new sessions). A frozen client cannot
-   close its session, so the server has to.
+2. Give the role an idle limit: `ALTER ROLE ... SET idle_session_timeout = '60s'` (14+, new sessions). A frozen
+   client cannot close its session, so the server has to.
 3. Put a pooler in front (`pool_mode = transaction`); thousands of clients then share a few sessions.
 4. One connection per instance, opened outside the handler, pool maximum 1; cap the concurrency of the function.
 
@@ -31,8 +32,9 @@ Ending the sessions helps for moments only: the next requests bring new ones.
 
 Often mistaken for
 ------------------
-A fleet of workers, each busy with one session (the limit is too small) · oversized pools (several sessions per client, for a
-long time) · no pooling (few hosts, sessions that last milliseconds) · a leak (one client with many sessions).
+A fleet of workers, each busy with one session (the limit is too small) · oversized pools (several sessions per
+client, for a long time) · no pooling (few hosts, sessions that last milliseconds) · a leak (one client with
+many sessions).
 
 Sources
 -------
@@ -186,9 +188,7 @@ def _eligible(case: Case) -> list[Track]:
     ]
 
 
-def _crowd(
-    case: Case, user: str, database: str, tracks: tuple[Track, ...], settings: Settings
-) -> _Crowd | None:
+def _crowd(case: Case, user: str, database: str, tracks: tuple[Track, ...], settings: Settings) -> _Crowd | None:
     # Among many small clients a server with a pool of its own may use the same role: it is none of them.
     counts = Counter(t.client for t in tracks)
     small = tuple(t for t in tracks if counts[t.client] <= 2 * settings.max_per_client_ratio)
@@ -231,7 +231,9 @@ def _functions(count: int, *, idle_s: float = 8, young: int = 2, used: bool = Fa
     pairs: list[Pair] = []
     for n in range(count):
         age = 0.5 + n * 0.5 if n < young else 3.5 + n * idle_s / count
-        pairs += pool("", per, client=f"10.1.0.{n}", age_s=age, idle_s=0.1 if used else 0.9 * age, used=used and n >= young)
+        pairs += pool(
+            "", per, client=f"10.1.0.{n}", age_s=age, idle_s=0.1 if used else 0.9 * age, used=used and n >= young
+        )
     return pairs
 
 
@@ -256,6 +258,8 @@ EXAMPLES = (
         "quiet",
         lambda: snapshot(server(20), *(pool("web", 4, client=f"10.0.0.{n}", idle_s=(20, 30)) for n in range(4))),
     ),
-    Example("seventeen functions, some come and some go", "fires", lambda: snapshot(server(20), _functions(17), _ending(2))),
+    Example(
+        "seventeen functions, some come and some go", "fires", lambda: snapshot(server(20), _functions(17), _ending(2))
+    ),
     Example("under a connection limit of the role", "cleared", lambda: snapshot(server(20), _functions(5), _ending(2))),
 )

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from pgvacancy.lab.drivers import DRIVERS, Session, connect, is_refusal
+from pgvacancy.lab.drivers import DRIVERS, Session, connect, errors, is_refusal
 
 
 @dataclass
@@ -29,6 +29,8 @@ class State:
     failed: int = 0
     statements: int = 0
     last_error: str = ""
+    errors: tuple[type[Exception], ...] = ()
+    """What the driver in use raises."""
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -55,7 +57,7 @@ def open_one(options: argparse.Namespace, state: State, number: int) -> Session 
             session.execute("BEGIN")
         if options.statement:
             session.execute(options.statement)
-    except Exception as error:  # noqa: BLE001 - each driver has exceptions of its own
+    except state.errors as error:
         with state.lock:
             state.last_error = str(error).strip()
             if is_refusal(error):
@@ -201,7 +203,7 @@ def _fill(options: argparse.Namespace, state: State) -> None:
 def _use(session: Session, statement: str, state: State) -> bool:
     try:
         session.execute(statement)
-    except Exception as error:  # noqa: BLE001 - each driver has exceptions of its own
+    except state.errors as error:
         with state.lock:
             state.last_error = str(error).strip()
             state.failed += 1
@@ -237,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--begin", action="store_true", help="open a transaction before the statement")
     parser.add_argument("--forever", action="store_true", help="go on opening")
     options = parser.parse_args(arguments)
-    state = State()
+    state = State(errors=errors(options.driver))
 
     def behave() -> None:
         BEHAVIOURS[options.behaviour](options, state)

@@ -144,6 +144,25 @@ def connect(driver: str, dsn: str, name: str) -> Session:
     return DRIVERS[driver](dsn, name)
 
 
+def errors(driver: str) -> tuple[type[Exception], ...]:
+    """What a driver raises when an attempt or a statement fails."""
+    if driver == "asyncpg":
+        import asyncpg  # noqa: PLC0415 - one driver a process
+
+        return (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
+    if driver == "psycopg2":
+        import psycopg2  # noqa: PLC0415 - one driver a process
+
+        return (psycopg2.Error, OSError)
+    import psycopg  # noqa: PLC0415 - one driver a process
+
+    if driver == "sqlalchemy":
+        import sqlalchemy  # noqa: PLC0415 - one driver a process
+
+        return (sqlalchemy.exc.SQLAlchemyError, psycopg.Error, OSError)
+    return (psycopg.Error, OSError)
+
+
 _REFUSALS = (
     "too many clients",
     "remaining connection slots",

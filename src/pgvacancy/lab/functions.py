@@ -1,9 +1,10 @@
 """A crowd of cloud functions: each a process of its own, one session each, one statement, then frozen.
 
-Run as ``python -m pgvacancy.lab.functions --dsn DSN --rate 6 --freeze 4``. An invocation starts a process that opens
-``--sessions`` sessions, runs a statement and then does nothing, as a frozen function does, until the platform reclaims it
-after ``--freeze`` seconds without a word to the server. ``--busy`` keeps every process working instead: a fleet.
-It prints one JSON line when ``--crowd`` invocations have been made, and ends when its standard input closes.
+Run as ``python -m pgvacancy.lab.functions --dsn DSN --rate 6 --freeze 4``. An invocation starts a process that
+opens ``--sessions`` sessions, runs a statement and then does nothing, as a frozen function does, until the
+platform reclaims it after ``--freeze`` seconds without a word to the server. ``--busy`` keeps every process
+working instead: a fleet. It prints one JSON line when ``--crowd`` invocations have been made, and ends when its
+standard input closes.
 
 The processes are forked from one that has loaded the driver, so that a crowd costs little memory and time.
 """

@@ -119,7 +119,7 @@ class Lab:
         """Take a started cluster; :meth:`furnish` it once."""
         self.cluster = cluster
         self.processes: list[Process] = []
-        self.cleanups: list[Callable[[], None]] = []
+        self.cleanups: list[Callable[[], object]] = []
         self.beside: dict[str, Any] = {}
         """What a scenario runs beside the server (a standby, a pooler) until the clients are stopped."""
 
@@ -203,7 +203,7 @@ class Lab:
         self.processes.append(process)
         return process
 
-    def defer(self, cleanup: Callable[[], None]) -> None:
+    def defer(self, cleanup: Callable[[], object]) -> None:
         """Have something undone when the clients are stopped."""
         self.cleanups.append(cleanup)
 

@@ -31,8 +31,6 @@ class HostReader:
         host = self._target.hosts[0]
         where = host.address or host.name or "127.0.0.1"
         located = locate_postmaster(port=host.port, host=where, pid=self._backend_pid)
-        if located.pid is None and self._backend_pid is not None:
-            located = locate_postmaster(port=host.port, host=where)
         if located.pid is None:
             return Gap(probe="host", reason=located.reason)
         self._postmaster = located.pid

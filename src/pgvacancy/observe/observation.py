@@ -90,12 +90,14 @@ def _enter(request: Request) -> tuple[Entry, AccessError | None]:
     if entry.connection is not None and not entry.replication and detect(entry.connection) != "server":
         # Our settings would stay behind on a server connection that others use next, so we leave at once.
         entry.connection.close()
-        error = PoolerError(
+        pooler = PoolerError(
             f"{target.display} is a pooler, not a PostgreSQL server",
-            seen="the backend's pid is not the one the log-in was given" if target.database != "pgbouncer" else "a console",
+            seen="the backend's pid is not the one the log-in was given"
+            if target.database != "pgbouncer"
+            else "a console",
             next=f"pgvacancy doctor --pgbouncer '{target.display.split(' ')[0]}' DSN_OF_THE_SERVER",
         )
-        return Entry(target=target, attempts=entry.attempts), error
+        return Entry(target=target, attempts=entry.attempts), pooler
     return entry, None
 
 
@@ -204,9 +206,7 @@ class _Run:
                 tail = self.session.log_tail(LOG_TAIL_BYTES)
                 if tail is not None:
                     name, text = tail
-                    self.server_log = self._try_log(
-                        lambda: read_tail(text, name=name, recent_s=self._recent_s, now_at=self._now_at)
-                    )
+                    self.server_log = self._try_log(lambda: self._tail(name, text))
             self.session.close()  # so that our own slot is not what refuses the next client
             if self.server is not None and self.samples:
                 self.refusals += probe_as_ordinary(self.entry.target, self.server, self.samples[-1])
@@ -225,6 +225,10 @@ class _Run:
                 now_at=self._now_at,
             )
         )
+
+    def _tail(self, name: str, text: bytes) -> LogEvidence:
+        prefix = self.server.settings.get("log_line_prefix") if self.server else None
+        return read_tail(text, name=name, recent_s=self._recent_s, now_at=self._now_at, log_line_prefix=prefix)
 
     @property
     def _recent_s(self) -> float:

@@ -31,9 +31,7 @@ def fault(lab: Lab) -> None:
 
 def look_alike(lab: Lab) -> None:
     """As many log-ins as the server can take, all of which finish."""
-    lab.client(
-        "churn", user="web", sessions=lab.ordinary_slots, think=0.05, interval=0.05, driver="psycopg2"
-    ).ready()
+    lab.client("churn", user="web", sessions=lab.ordinary_slots, think=0.05, interval=0.05, driver="psycopg2").ready()
 
 
 def remedy(lab: Lab) -> None:

@@ -25,7 +25,7 @@ def look_alike(lab: Lab) -> None:
     receive(lab, LIMIT - 1)
     names = [f"waiting_{n}" for n in range(3)]
     lab.cluster.sql(*(f"SELECT pg_create_physical_replication_slot('{n}')" for n in names))
-    lab.defer(lambda: lab.cluster.sql(*(f"SELECT pg_drop_replication_slot('{n}')" for n in names)) and None)
+    lab.defer(lambda: lab.cluster.sql(*(f"SELECT pg_drop_replication_slot('{n}')" for n in names)))
     size = lab.ordinary_slots
     lab.client("pool", user="web", sessions=size, application_name="web", rate=size * 1.5).ready()
     lab.wait_refused("web")

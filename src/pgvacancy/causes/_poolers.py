@@ -1,0 +1,68 @@
+"""What a pooler's console, processes and refusals tell, and a pooler for the worked examples."""
+
+from __future__ import annotations
+
+import re
+
+from pgvacancy.model.diagnosis import Culprit
+from pgvacancy.model.evidence import PoolerEvidence, PoolReading
+from pgvacancy.model.series import Case
+
+POOLERS = re.compile(
+    r"\b(pgbouncer(?![-_]exporter)|pgcat|odyssey|pgpool|supavisor|pg_doorman|pgdog|pgagroal)", re.IGNORECASE
+)
+"""Names of poolers, as processes or as application_name."""
+POOLER_KINDS = frozenset({"pooler-client-limit", "pooler-wait-timeout", "pooler-client-cap", "pooler-login-failing"})
+
+
+def pooler_refusals(case: Case) -> list[str]:
+    """Kinds of a pooler's refusals, those we met first, then the most frequent of the log's last minute."""
+    met = [r.kind for r in case.snapshot.refusals if r.kind in POOLER_KINDS]
+    log = case.snapshot.log
+    counts = {k: n for k, n in log.recent_by_kind.items() if k in POOLER_KINDS and n} if log is not None else {}
+    return list(dict.fromkeys([*met, *sorted(counts, key=lambda k: -counts[k])]))
+
+
+def servers_of(p: PoolReading) -> int:
+    return p.servers_active + p.servers_idle + p.servers_used + p.servers_login
+
+
+def is_short(p: PoolReading) -> bool:
+    """Clients wait although the pool has not reached its size."""
+    return bool(p.pool_size) and p.servers_active + p.servers_idle + p.servers_used < (p.pool_size or 0)
+
+
+def config_int(pooler: PoolerEvidence, name: str) -> int:
+    value = pooler.config.get(name, "")
+    return int(value) if value.isdigit() else 0
+
+
+def pool_culprits(pooler: PoolerEvidence) -> tuple[Culprit, ...]:
+    ordered = sorted(pooler.pools, key=lambda p: -p.clients_waiting)
+    return tuple(
+        Culprit(
+            application_name="pgbouncer", user=p.user, database=p.database, client=pooler.target, slots=servers_of(p)
+        )
+        for p in ordered[:8]
+    )
+
+
+def example_pooler(waiting: int, *, size: int = 20, clients: int = 50) -> PoolerEvidence:
+    reading = PoolReading(
+        database="app",
+        user="app",
+        mode="transaction",
+        clients_active=size,
+        clients_waiting=waiting,
+        servers_active=size if waiting else 1,
+        servers_idle=0 if waiting else size - 1,
+        max_wait_s=1.5 if waiting else 0.0,
+        pool_size=size,
+    )
+    return PoolerEvidence(
+        target="10.0.0.5:6432",
+        config={"max_client_conn": "100", "default_pool_size": str(size)},
+        pools=(reading,),
+        waiting_samples=(waiting,) * 8,
+        clients=clients,
+    )
