@@ -37,6 +37,12 @@ class Finished:
     stderr: str
 
 
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """What a user's shell would give: installed programs find their modules compiled, and print no colours here."""
+    kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONDONTWRITEBYTECODE", "PYTHONPROFILEIMPORTTIME"}}
+    return {**kept, "NO_COLOR": "1", **more}
+
+
 def run(
     command: Sequence[str], *, env: Mapping[str, str] | None = None, deadline_s: float = DEADLINE_S
 ) -> Finished:
@@ -49,7 +55,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            env={**os.environ, "NO_COLOR": "1", **(env or {})},
+            env=environment(env or {}),
             preexec_fn=die_with_parent,  # noqa: PLW1509 - prctl() only, which is safe between fork and exec
         )
         try:

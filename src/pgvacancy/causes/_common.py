@@ -12,8 +12,8 @@ from pgvacancy.model.series import Case, Track
 MONITORS = re.compile(
     # Not inside another word: "otel" is in "hotel", "sensu" in "consensus".
     r"(?<![a-z])(?:pgwatch|pganalyze|pmm(?![a-z])|percona|zabbix|nagios|check_p|check_mk|checkmk|temboard"
-    r"|newrelic|new relic|telegraf|pghero|pgcollector|pgcluu|powa|pg_activity|pgcenter|pgmetrics|pgbadger|munin|sensu|netdata|grafana|otel"
-    r"|opentelemetry|instana|dynatrace|appdynamics|prometheus|icinga|collectd|metricbeat|coroot|okmeter|sematext"
+    r"|newrelic|new relic|telegraf|pghero|pgcollector|pgcluu|powa|pg_activity|pgcenter|pgmetrics|pgbadger|munin|sensu"
+    r"|netdata|grafana|otel|opentelemetry|instana|dynatrace|appdynamics|prometheus|icinga|collectd|metricbeat|coroot|okmeter|sematext"
     r"|signalfx|splunk|solarwinds|vividcortex|logicmonitor|centreon|prtg|datadog|ddagent|healthcheck|health[-_ ]check)"
     r"|(?<![a-z])[a-z0-9_-]*exporter(?![a-z])|monitor(?:ing)?(?![a-z])",
     re.IGNORECASE,

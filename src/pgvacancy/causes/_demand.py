@@ -18,6 +18,8 @@ from pgvacancy.model.series import Case, Owner, Track, group, keys
 
 MIN_GAP_S = 1.0
 """Between an older base and a burst of new sessions: process start-up alone spreads births by less."""
+BRISK_PER_S = 5.0
+"""Transactions a second and session that no pool at ease reaches."""
 STUCK_S = 1.0
 """A lock wait of this length in the last reading is no passing contention."""
 
@@ -101,7 +103,10 @@ class Demand:
 
 
 def demand(case: Case, among: Sequence[Track] | None = None) -> Demand:
-    """The sessions that turn statements over: begun anew at least twice while we looked."""
+    """The sessions that turn statements over: begun anew at least twice while we looked.
+
+    Once is enough where the counters prove many transactions for each session: a starved machine shows few changes.
+    """
     tracks = case.tracks if among is None else among
     wanted = keys(tracks)
     counts: dict[SessionKey, int] = dict.fromkeys(wanted, 0)
@@ -115,7 +120,8 @@ def demand(case: Case, among: Sequence[Track] | None = None) -> Demand:
             if key in before and now != before[key]:
                 counts[key] += 1
             before[key] = now
-    least = 2 if len(case.samples) > 2 else 1
+    many = (case.transactions_per_s or 0.0) > BRISK_PER_S * sum(1 for t in tracks if t.used_in_window)
+    least = 1 if many or len(case.samples) <= 2 else 2
     return Demand(case=case, tracks=tuple(t for t in tracks if counts[t.key] >= least), advances=counts)
 
 

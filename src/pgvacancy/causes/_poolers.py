@@ -24,6 +24,7 @@ def pooler_refusals(case: Case) -> list[str]:
 
 
 def servers_of(p: PoolReading) -> int:
+    """Server connections of a pool, log-ins under way included."""
     return p.servers_active + p.servers_idle + p.servers_used + p.servers_login
 
 
@@ -33,11 +34,13 @@ def is_short(p: PoolReading) -> bool:
 
 
 def config_int(pooler: PoolerEvidence, name: str) -> int:
+    """A number of the configuration, 0 when it is not known."""
     value = pooler.config.get(name, "")
     return int(value) if value.isdigit() else 0
 
 
 def pool_culprits(pooler: PoolerEvidence) -> tuple[Culprit, ...]:
+    """The pools, longest queue first."""
     ordered = sorted(pooler.pools, key=lambda p: -p.clients_waiting)
     return tuple(
         Culprit(
@@ -48,6 +51,7 @@ def pool_culprits(pooler: PoolerEvidence) -> tuple[Culprit, ...]:
 
 
 def example_pooler(waiting: int, *, size: int = 20, clients: int = 50) -> PoolerEvidence:
+    """A pooler with one pool, eight readings."""
     reading = PoolReading(
         database="app",
         user="app",

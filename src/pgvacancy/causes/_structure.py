@@ -32,6 +32,10 @@ REQUEST_S = 60.0
 """The longest piece of work that may follow an opening, when sessions are old enough to tell."""
 STEP_S = 0.1
 """The shortest pause between two steps: opening a single session takes a tenth of it."""
+SLOW_S = 0.5
+"""No pool takes this long over each session it opens."""
+PAUSE_S = 0.02
+"""Between two sessions that a loop opens lie a few milliseconds at most, on a machine with nothing else to do."""
 PATIENCE = 5.0
 """Pauses up to this many mean intervals are usual: a longer one has a probability of e^-5, below one percent."""
 
@@ -287,6 +291,42 @@ def pause_s(items: Sequence[Life]) -> float:
     ordered = sorted(items, key=born_at)
     pauses = [born_at(b) - (a.track.session.state_change_at or born_at(a)) for a, b in pairwise(ordered)]
     return median(pauses) if pauses else 0.0
+
+
+def without_bursts(items: Sequence[Life]) -> list[Life]:
+    """Leave out births that came in a run far quicker than the rest: a pool was filled there."""
+    ordered = sorted(items, key=born_at)
+    between = gaps(births(ordered))
+    if len(between) < 4:
+        return ordered
+    quick_s = 0.1 * sorted(between)[3 * len(between) // 4]
+    kept: list[Life] = []
+    run: list[Life] = [ordered[0]]
+    for life, gap in zip(ordered[1:], between, strict=True):
+        if gap >= quick_s:
+            kept += run if len(run) < 3 else []
+            run = []
+        run.append(life)
+    return kept + (run if len(run) < 3 else [])
+
+
+def is_ramp(items: Sequence[Life]) -> bool:
+    """Whether births came one by one: neither in one burst nor in equal steps."""
+    return spread_count(items) >= max(1.8, 0.3 * (len(items) - 1)) and not equal_steps(items)
+
+
+def is_paced(items: Sequence[Life]) -> bool:
+    """Whether something other than opening itself set the pace of these births.
+
+    A loop that fills a pool opens the next session as soon as the last one is there. How long that takes on this
+    machine now is measured on the sessions themselves: from birth to last use.
+    """
+    instants = births(items)
+    if len(instants) < 2:
+        return False
+    opened_in_s = median(m.track.use_span_s for m in items)
+    mean_gap_s = (instants[-1] - instants[0]) / (len(instants) - 1)
+    return mean_gap_s >= SLOW_S or pause_s(items) > max(PAUSE_S, opened_in_s)
 
 
 def tracks_of(items: Iterable[Life]) -> tuple[Track, ...]:

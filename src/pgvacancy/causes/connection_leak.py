@@ -48,7 +48,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
 from pgvacancy.causes._common import severity_of, sql_in
 from pgvacancy.causes._examples import NOW_AT, Pair, pool, server, snapshot
@@ -59,26 +58,25 @@ from pgvacancy.causes._structure import (
     births,
     born_at,
     described,
-    equal_steps,
     families,
     family_of,
-    gaps,
+    is_paced,
+    is_ramp,
     members,
     patience_s,
-    pause_s,
     spread_count,
     tracks_of,
+    without_bursts,
 )
 from pgvacancy.model.diagnosis import Advice, Fact, Finding
 from pgvacancy.model.fingerprint import fingerprint
+from pgvacancy.model.ledger import is_starting
 from pgvacancy.model.series import Case, culprits, keys
 
 CODE = "PGC101"
 ORDER = 80
 NEEDS = ({"sql", "states"},)
 WHY_NOT = "needs session states and ages from pg_stat_activity"
-SLOW_S = 0.5
-"""No pool takes this long over each session it opens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,6 @@ class Settings:
     min_sessions_count: float = setting(4, "three births cannot show whether they lie on a ramp")
     min_share_ratio: float = setting(0.1, "below a tenth of the ordinary slots it is not yet what fills the server")
     early_share_ratio: float = setting(0.2, "with slots still free, a fifth of them must be lost before we speak up")
-    min_pause_s: float = setting(0.02, "a loop that fills a pool opens the next session within a few milliseconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +128,11 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     share = len(leaked) / max(1, ledger.ordinary_slots)
     growing = any(r.growing for r in ramps)
     enough = settings.min_share_ratio if case.scarce else settings.early_share_ratio
-    if share < enough or not (case.scarce or (growing and case.fill_ratio >= 0.4)):
+    if (
+        len(leaked) < settings.min_sessions_count
+        or share < enough
+        or not (case.scarce or (growing and case.fill_ratio >= 0.4))
+    ):
         return None
     return _finding(case, ramps, leaked, growing=growing, share=share)
 
@@ -144,17 +145,16 @@ def _ramp(case: Case, member: Sequence[Life], settings: Settings) -> _Ramp | Non
         # Beside members that are used now and then, the young ones count only where they carry the ramp on.
         last_at = max(births(seeds))
         once = [m for m in once if m in seeds or born_at(m) > last_at]
-    leaked = _without_bursts(once)
+    leaked = without_bursts(once)
     people = sum(1 for m in leaked if PEOPLE.search(m.track.session.application_name))
-    if min(len(seeds), len(leaked)) < settings.min_sessions_count or people > len(leaked) / 2:
-        return None
-    spread = spread_count(leaked)
-    if spread < max(1.8, 0.3 * (len(leaked) - 1)) or equal_steps(leaked):
+    if min(len(seeds), len(leaked)) < 3 or people > len(leaked) / 2 or not is_ramp(leaked):
         return None
     born = [m for m in leaked if m.track.born_in_window]
     client, family = leaked[0].track.client, family_of(leaked[0].track)
     lost = sum(
-        1 for t in case.all_tracks if not t.alive and not t.used_late and t.client == client and family_of(t) == family
+        1
+        for t in case.all_tracks
+        if not (t.alive or t.used_late or is_starting(t.session)) and t.client == client and family_of(t) == family
     )
     instants = births(leaked)
     gap_s = (instants[-1] - instants[0]) / (len(instants) - 1)
@@ -162,28 +162,9 @@ def _ramp(case: Case, member: Sequence[Life], settings: Settings) -> _Ramp | Non
     # A slow leak has one birth at most while we look: then it must come when the ramp lets expect it.
     due = bool(born) and gap_s >= case.window_s / 3
     growing = (due or len({m.track.first_seen_at for m in born}) >= 2) and lost <= len(born) / 4
-    opened_in_s = median([m.track.use_span_s for m in leaked])
-    paced = gap_s >= SLOW_S or pause_s(leaked) > max(settings.min_pause_s, opened_in_s)
-    if not growing and not (paced and lost == 0 and (case.full or since_last_s <= 3 * gap_s)):
+    if not growing and not (is_paced(leaked) and lost == 0 and (case.full or since_last_s <= 3 * gap_s)):
         return None
-    return _Ramp(tuple(leaked), len(born), lost, growing, since_last_s, gap_s, spread)
-
-
-def _without_bursts(items: Sequence[Life]) -> list[Life]:
-    """Leave out births that came in a run far quicker than the rest: a pool was filled there."""
-    ordered = sorted(items, key=born_at)
-    between = gaps(births(ordered))
-    if len(between) < 4:
-        return ordered
-    quick_s = 0.1 * sorted(between)[3 * len(between) // 4]
-    kept: list[Life] = []
-    run: list[Life] = [ordered[0]]
-    for life, gap in zip(ordered[1:], between, strict=True):
-        if gap >= quick_s:
-            kept += run if len(run) < 3 else []
-            run = []
-        run.append(life)
-    return kept + (run if len(run) < 3 else [])
+    return _Ramp(tuple(leaked), len(born), lost, growing, since_last_s, gap_s, spread_count(leaked))
 
 
 def _finding(case: Case, ramps: Sequence[_Ramp], leaked: tuple[Life, ...], *, growing: bool, share: float) -> Finding:

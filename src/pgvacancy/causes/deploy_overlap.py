@@ -30,7 +30,8 @@ What to do, least disruptive first
 Often mistaken for
 ------------------
 Abandoned pools (the same process or address, often more than two steps) · oversized pools (all clients began
-together) · scaling up (the older clients stay busy, and are wanted) · crash loops (many small generations).
+together) · scaling up or a traffic spike (the older clients work without a pause, and are wanted) · crash loops
+(many small generations).
 
 Sources
 -------
@@ -89,7 +90,9 @@ def detect(case: Case, settings: Settings) -> Finding | None:
             continue
         parts = [p for p in members(lives) if len(p) > 1] or members(lives)
         pair = generations(parts)
-        if pair is not None and case.now_at - began_at(pair[1]) <= settings.max_younger_age_s:
+        if pair is None or _overloaded(pair[0]):
+            continue
+        if case.now_at - began_at(pair[1]) <= settings.max_younger_age_s:
             return _finding(case, family, *pair)
     return None
 
@@ -177,6 +180,12 @@ def _finding(case: Case, family: Family, older: Sequence[Life], younger: Sequenc
             ),
         ),
     )
+
+
+def _overloaded(older: Sequence[Life]) -> bool:
+    """Whether the older clients work without a pause: then the younger ones came to help, not to replace them."""
+    busy = sum(m.track.active_samples for m in older) / max(1, sum(m.track.samples for m in older))
+    return busy >= 0.5
 
 
 def _names(lives: Sequence[Life]) -> set[str]:

@@ -206,6 +206,7 @@ def _advice(case: Case, in_use: list[Track], bearable: int | None) -> tuple[Advi
     )
 
 
+SERVICES = ("billing", "mail", "search", "shop")
 EXAMPLES = (
     Example(
         "a large pool of one client, used again and again",
@@ -235,7 +236,7 @@ EXAMPLES = (
         lambda: snapshot(
             server(100),
             pool("gateway", 18, client="10.0.0.9", idle_s=(0, 1), age_s=9000, used=True),
-            *(pool(f"svc-{n}", 20, client=f"10.0.0.{n}", idle_s=(0, 1), age_s=9000, used=True) for n in range(4)),
+            *(pool(name, 20, user=name, idle_s=(0, 1), age_s=9000, used=True) for name in SERVICES),
             transactions_per_s=200,
         ),
     ),
@@ -245,7 +246,7 @@ EXAMPLES = (
         lambda: snapshot(
             server(150),
             pool("gateway", 17, client="10.0.0.9", idle_s=(0, 1), age_s=60, used=True),
-            *(pool(f"svc-{n}", 20, client=f"10.0.0.{n}", idle_s=(0, 1), age_s=60, used=True) for n in range(4)),
+            *(pool(name, 20, user=name, idle_s=(0, 1), age_s=60, used=True) for name in SERVICES),
             transactions_per_s=200,
         ),
     ),

@@ -96,13 +96,21 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     share = mean_share(case, tracks)
     if rate < settings.min_sessions_per_s or share < settings.min_share_ratio:
         return None
+    confidence = (0.9 if counted is not None else 0.75) * (1.0 if share >= 0.5 else 0.85)
     if refused is not None and refused > settings.refused_ratio * rate:
-        return None
-    return _finding(case, ledger, churners, rate=rate, share=share, refused=refused)
+        confidence = min(confidence, 0.6)
+    return _finding(case, ledger, churners, confidence, rate=rate, share=share, refused=refused)
 
 
 def _finding(  # noqa: PLR0913 - the figures of one finding
-    case: Case, ledger: Ledger, churners: list[Turnover], *, rate: float, share: float, refused: float | None
+    case: Case,
+    ledger: Ledger,
+    churners: list[Turnover],
+    confidence: float,
+    *,
+    rate: float,
+    share: float,
+    refused: float | None,
 ) -> Finding:
     tracks = tuple(track for t in churners for track in t.tracks)
     alive = [t for t in tracks if t.alive]
@@ -118,7 +126,7 @@ def _finding(  # noqa: PLR0913 - the figures of one finding
         cause="no-pooling",
         # The readings may miss the instants at which it is full; the log does not.
         severity="critical" if refused else severity_of(case, share),
-        confidence=round((0.9 if counted else 0.75) * (1.0 if share >= 0.5 else 0.85), 2),
+        confidence=round(confidence, 2),
         summary=f"{rate:.0f} sessions a second are opened, used once and closed; each lives for about {life:.1f} s",
         claims=keys(alive),
         weight=min(1.0, share * 1.1),

@@ -55,15 +55,16 @@ from pgvacancy.causes._structure import (
     PEOPLE,
     Family,
     Life,
-    births,
     common_size,
     described,
     equal_steps,
     families,
     generations,
+    is_paced,
+    is_ramp,
     members,
-    spread_count,
     tracks_of,
+    without_bursts,
 )
 from pgvacancy.model.diagnosis import Advice, Fact, Finding
 from pgvacancy.model.series import Case, culprits, keys
@@ -121,6 +122,8 @@ def _pools(case: Case, family: Family, lives: Sequence[Life], slots: int, settin
         parts, by = stepped, "births (nothing else tells them apart)"
     elif generations(parts) is not None:
         return None
+    if len(parts) > 1 and sum(1 for p in parts if _climbs(p)) > len(parts) / 2:
+        return None
     size, equal = common_size(parts)
     largest = max(len(p) for p in parts)
     near = sum(1 for p in parts if len(p) >= 0.6 * largest) / len(parts)
@@ -143,11 +146,15 @@ def _single(family: Family, lives: Sequence[Life], slots: int, settings: Setting
     """One client with nearly everything: its pool was filled in one go, a few members are used, most never were."""
     never = sum(1 for m in lives if m.used_once)
     used = sum(1 for m in lives if m.late_uses)
-    born_in_s = births(lives)[-1] - births(lives)[0]
-    ramp = spread_count([m for m in lives if m.used_once]) >= 0.3 * never and born_in_s > 0.3 * len(lives)
-    if len(lives) < settings.single_share_ratio * slots or not used or never < 0.6 * len(lives) or ramp:
+    if len(lives) < settings.single_share_ratio * slots or not used or never < 0.6 * len(lives) or _climbs(lives):
         return None
     return _Pools(family, tuple(lives), (len(lives),), len(lives), 1.0, never / len(lives), 0.6, "client")
+
+
+def _climbs(lives: Sequence[Life]) -> bool:
+    """Whether a client's unused sessions came one by one: that is no pool's doing."""
+    late = without_bursts([m for m in lives if m.used_once])
+    return len(late) >= max(3, 0.25 * len(lives)) and is_ramp(late) and is_paced(late)
 
 
 def _of_people(lives: Sequence[Life]) -> bool:

@@ -259,7 +259,7 @@ def _overrun(case: Case, settings: Settings) -> Finding | None:
     if not case.full and promised + others <= case.ledger.ordinary_slots:
         return None  # nobody is refused, and as far as we know the pools fit
     sure = len({t.key for t in (*by_console, *by_process)}) * 2 >= len(found)
-    return _overrun_by(case, found, known, 0.9 if sure else 0.6)
+    return _overrun_by(case, found, known, 0.9 if sure else 0.75)
 
 
 def _overrun_by(case: Case, found: list[Track], known: list[PoolerEvidence], confidence: float) -> Finding | None:

@@ -133,9 +133,11 @@ def detect(case: Case, settings: Settings) -> Finding | None:
 
 
 def _by_log(case: Case, settings: Settings) -> _Storm | None:
-    rate = refused_per_s(case)
+    rate, log = refused_per_s(case), case.snapshot.log
     if rate is None or rate < settings.min_refused_per_s:
         return None
+    if log is not None and log.authentication_failures > log.recent_refusals:
+        return None  # the log-ins fail for another reason: most of them never come as far as the limit
     strong = rate >= settings.storm_refused_per_s
     return _Storm(refused=rate, confidence=0.95 if strong else 0.8, source="log")
 
@@ -143,7 +145,7 @@ def _by_log(case: Case, settings: Settings) -> _Storm | None:
 def _by_host(case: Case, settings: Settings) -> _Storm | None:
     """Without a log: processes that come and go unexplained, and the connections they leave behind."""
     host, spare = case.snapshot.host, spare_forks_per_s(case)
-    if case.snapshot.log is not None or host is None or spare is None or not case.full:
+    if host is None or spare is None or not case.full or _log_tells(case):
         return None
     passing = len(passing_logins(case))
     if spare < settings.min_forks_per_s:
@@ -157,6 +159,15 @@ def _by_host(case: Case, settings: Settings) -> _Storm | None:
     # TIME_WAIT lasts a minute, so this is the least rate that explains it, unless the storm is younger than that.
     rate = min(spare, max(host.time_wait / max(1.0, case.window_s + 3), settings.min_refused_per_s))
     return _Storm(refused=rate, confidence=0.9 if strong else 0.6, source="host")
+
+
+def _log_tells(case: Case) -> bool:
+    """Whether refusals reach the log we read: when we were refused ourselves, that must stand in it."""
+    log = case.snapshot.log
+    if log is None:
+        return False
+    refused = any(r.kind in SLOT_KINDS for r in case.snapshot.refusals)
+    return not refused or any(r.kind in SLOT_KINDS for r in log.refusals)
 
 
 def _host_facts(case: Case) -> tuple[Fact, ...]:

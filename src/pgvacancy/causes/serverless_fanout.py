@@ -18,7 +18,8 @@ One role and database, reached from `min_clients_count` or more distinct clients
 this machine) with no more than `max_per_client_ratio` sessions each; most of them idle since shortly after
 their birth (last use, `state_change`, close to `backend_start`); and clients come and go: births and deaths are
 spread over time. Without births or deaths while we looked the structure alone speaks, at less confidence.
-Behind a NAT or proxy all clients show one address: then this cannot be told from the server.
+Behind a NAT or proxy all clients show one address: then only sessions that rest since their birth *and* come
+and go speak for it.
 
 What to do, least disruptive first
 ----------------------------------
@@ -49,11 +50,12 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from pgvacancy.causes._arrivals import life_s
 from pgvacancy.causes._common import by_design, is_monitor, severity_of, sql_in
 from pgvacancy.causes._examples import Pair, pool, server, snapshot
 from pgvacancy.causes._shape import Example, setting
 from pgvacancy.model.diagnosis import Advice, Fact, Finding
-from pgvacancy.model.series import Case, Track, culprits, group, keys, ramp_ratio
+from pgvacancy.model.series import Case, Track, culprits, group, keys
 
 CODE = "PGC111"
 ORDER = 80
@@ -74,6 +76,7 @@ class Settings:
     max_per_client_ratio: float = setting(3, "an instance has one session or a tiny pool")
     min_share_ratio: float = setting(0.4, "they must be what takes the slots, not one tenant of many")
     min_frozen_ratio: float = setting(0.5, "most instances rest between two requests; busy ones are a fleet")
+    min_life_s: float = setting(2, "where clients cannot be told apart, sessions shorter than this are requests")
     min_rest_s: float = setting(0.3, "what rested for less may be in the middle of its request")
 
 
@@ -88,6 +91,8 @@ class _Crowd:
     frozen: int
     born: int
     ended: int
+    told_apart: bool
+    """False when all come through one address and nothing tells the clients apart."""
 
     @property
     def per_client(self) -> float:
@@ -117,7 +122,6 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     confidence = _confidence(crowd)
     if share < settings.min_share_ratio or confidence is None:
         return None
-    counts = Counter(t.client for t in crowd.tracks)
     cap = max(2, ledger.ordinary_slots // 2)
     return Finding(
         code=CODE,
@@ -125,14 +129,19 @@ def detect(case: Case, settings: Settings) -> Finding | None:
         severity=severity_of(case, share),
         confidence=confidence,
         summary=(
-            f"{crowd.clients} clients of role {crowd.user} hold {len(crowd.tracks)} sessions, "
-            f"{crowd.frozen} of which rest since shortly after they were opened"
+            f"{crowd.clients if crowd.told_apart else 'many'} clients of role {crowd.user} hold {len(crowd.tracks)} "
+            f"sessions, {crowd.frozen} of which rest since shortly after they were opened"
         ),
         claims=keys(crowd.tracks),
         evidence=(
-            Fact(fact="distinct clients", value=crowd.clients, source=_source(case)),
-            Fact(fact="sessions per client, mean", value=round(crowd.per_client, 2)),
-            Fact(fact="most sessions of one client", value=max(counts.values())),
+            Fact(
+                fact="distinct clients" if crowd.told_apart else "sessions, whose clients cannot be told apart",
+                value=crowd.clients,
+                source=_source(case),
+            ),
+            Fact(
+                fact="sessions per client, mean", value=round(crowd.per_client, 2) if crowd.told_apart else "not known"
+            ),
             Fact(fact="sessions that rest since shortly after their birth", value=crowd.frozen),
             Fact(fact="births while we looked", value=crowd.born),
             Fact(fact="deaths while we looked", value=crowd.ended),
@@ -176,49 +185,66 @@ def detect(case: Case, settings: Settings) -> Finding | None:
 
 
 def _eligible(case: Case) -> list[Track]:
-    """Sessions that may belong to functions: no people's tools, no watchers, no superusers."""
-    superusers = {r.name for r in case.snapshot.server.roles if r.superuser} if case.snapshot.server else set()
+    """Sessions that may belong to functions: no people's tools, no watchers, no listeners."""
     return [
         t
         for t in case.tracks
-        if not _PEOPLE.search(t.session.application_name)
-        and not is_monitor(t)
-        and not by_design(t)
-        and t.session.user not in superusers
+        if not _PEOPLE.search(t.session.application_name) and not is_monitor(t) and not by_design(t)
     ]
 
 
 def _crowd(case: Case, user: str, database: str, tracks: tuple[Track, ...], settings: Settings) -> _Crowd | None:
     # Among many small clients a server with a pool of its own may use the same role: it is none of them.
     counts = Counter(t.client for t in tracks)
-    small = tuple(t for t in tracks if counts[t.client] <= 2 * settings.max_per_client_ratio)
-    clients = {t.client for t in small}
-    if len(clients) < settings.min_clients_count or len(small) > settings.max_per_client_ratio * len(clients):
+    told_apart = _told_apart(tracks)
+    if not told_apart and any(_process_known(t) and counts[t.client] > settings.min_clients_count for t in tracks):
+        return None
+    small = tuple(t for t in tracks if not told_apart or counts[t.client] <= 2 * settings.max_per_client_ratio)
+    clients = len({t.client for t in small}) if told_apart else len(small)
+    if clients < settings.min_clients_count or len(small) > settings.max_per_client_ratio * clients:
         return None
     frozen = sum(1 for t in small if t.idle and t.state_age_s >= max(settings.min_rest_s, 0.6 * t.age_s))
     resting = sum(1 for t in small if t.age_s >= settings.min_rest_s) or 1
     if frozen / resting < settings.min_frozen_ratio:
         return None
     mine = [t for t in case.all_tracks if t.session.user == user and t.session.database == database]
+    ended = [t for t in mine if not t.alive]
+    if not told_apart and sum(life_s(t) for t in ended) < settings.min_life_s * len(ended):
+        return None
     return _Crowd(
         user=user,
         database=database,
         tracks=small,
-        clients=len(clients),
+        clients=clients,
         frozen=frozen,
         born=sum(1 for t in mine if t.born_in_window),
-        ended=sum(1 for t in mine if not t.alive),
+        ended=len(ended),
+        told_apart=told_apart,
     )
+
+
+def _process_known(track: Track) -> bool:
+    """Whether the machine told which process holds the other end."""
+    return track.client != (track.session.client_addr or "local")
+
+
+def _told_apart(tracks: tuple[Track, ...]) -> bool:
+    """Whether clients can be counted: by their processes, or by addresses that differ."""
+    unknown = Counter(t.client for t in tracks if not _process_known(t))
+    return not unknown or len(unknown) > 1 or max(unknown.values()) <= 0.3 * len(tracks)
 
 
 def _confidence(crowd: _Crowd) -> float | None:
     """How sure: clients that come and go are the mark; the structure alone is a hint."""
+    if not crowd.told_apart:
+        # Unlike those of a leak, a pool or people, these sessions rest since their birth *and* come and go.
+        return 0.6 if crowd.born >= 3 and crowd.ended >= 3 else None
     if crowd.born >= 1 and crowd.ended >= 1 and crowd.turnover >= 3:
         return 0.93 if crowd.clients >= 12 else 0.85
     if crowd.turnover >= 2 and crowd.per_client <= 2:
         return 0.8
-    if crowd.clients >= 12 and crowd.per_client <= 1.5 and ramp_ratio(crowd.tracks) >= 0.3:
-        return 0.65
+    if crowd.clients >= 12 and crowd.per_client <= 1.5 and len({t.session.application_name for t in crowd.tracks}) == 1:
+        return 0.7
     return None
 
 

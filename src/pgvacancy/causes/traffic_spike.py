@@ -141,7 +141,7 @@ def measure(load: Demand, settings: Settings) -> Intensity:
 
 
 def _confidence(load: Demand, intensity: Intensity, unused_ratio: float) -> float:
-    if unused_ratio > 0.15:
+    if unused_ratio > 0.15 or load.waiting_ratio > 0.5:
         return 0.55
     if intensity.times >= 2 or load.burst:
         return 0.88

@@ -108,8 +108,7 @@ def _culprits(out: Console, finding: Finding) -> None:
     rest = len(finding.culprits) - MAX_CULPRITS
     if rest > 0:
         table.add_row("", f"and {rest} more owners")
-    out.print(_line("who", ""), end="")
-    out.print(Padding(table, (0, 0, 0, 12)))
+    out.print(_line("who", table))
 
 
 def _not_checked(out: Console, diagnosis: Diagnosis) -> None:
@@ -141,9 +140,9 @@ def _fact(fact: Fact) -> str:
     return f"{fact.fact}: {shown}  ({fact.source})"
 
 
-def _line(label: str, text: str) -> Padding:
+def _line(label: str, content: str | Table) -> Padding:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=9, style="dim")
     grid.add_column(overflow="fold")
-    grid.add_row(label, Text(text))
+    grid.add_row(label, Text(content) if isinstance(content, str) else content)
     return Padding(grid, (0, 0, 0, 2))

@@ -118,6 +118,22 @@ def busy(options: argparse.Namespace, state: State) -> None:
     state.stop.wait()
 
 
+def chat(options: argparse.Namespace, state: State) -> None:
+    """Like ``busy``, but in short transactions of two statements with a pause between them."""
+    _fill(options, state)
+
+    def work(session: Session) -> None:
+        while not state.stop.is_set():
+            for statement in ("BEGIN", options.work, options.work, "COMMIT"):
+                if not _use(session, statement, state):
+                    return
+                state.stop.wait(options.think)
+
+    _threads([lambda s=s: work(s) for s in list(state.sessions)])
+    state.report("ready")
+    state.stop.wait()
+
+
 def once(options: argparse.Namespace, state: State) -> None:
     """Every session runs one statement in a thread of its own (a slow one, or one that waits for a lock)."""
     _fill(options, state)
@@ -185,6 +201,7 @@ BEHAVIOURS: dict[str, Callable[[argparse.Namespace, State], None]] = {
     "hold": hold,
     "pool": pool,
     "busy": busy,
+    "chat": chat,
     "once": once,
     "churn": churn,
     "retry": retry,

@@ -191,6 +191,9 @@ def down() -> list[str]:
         if _abandoned(directory):
             shutil.rmtree(directory, ignore_errors=True)
             done.append(f"removed {directory.name}, left by a run that crashed")
+    if not any(lab_root().glob("c-*")):
+        # Nobody else uses this laboratory now: the templates go as well, they are made anew in a second.
+        shutil.rmtree(lab_root(), ignore_errors=True)
     return done
 
 

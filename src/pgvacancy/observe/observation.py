@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgvacancy.model.errors import (
@@ -27,7 +27,7 @@ from pgvacancy.observe.logs import read_log, read_tail
 from pgvacancy.observe.pgbouncer import PoolerReader, detect
 from pgvacancy.observe.postgres.conninfo import read_target
 from pgvacancy.observe.postgres.doors import Entry, enter, no_free_slot
-from pgvacancy.observe.postgres.ordinary import probe_as_ordinary
+from pgvacancy.observe.postgres.ordinary import probe_as_ordinary, probe_through_pooler
 from pgvacancy.observe.postgres.session import ServerSession
 
 INTERVAL_S = 0.25
@@ -134,7 +134,7 @@ class _Run:
         self.server_log: LogEvidence | None = None
         self.interrupted: str | None = None
         self.session = ServerSession(entry) if entry.connection is not None else None
-        self._readers = [PoolerReader(dsn) for dsn in poolers]
+        self._readers = {dsn: PoolerReader(dsn) for dsn in poolers}
         self._host: HostReader | None = None
 
     def look(self) -> None:
@@ -142,7 +142,7 @@ class _Run:
         if self.session is not None:
             self.server = self.session.prepare()
         self._start_host()
-        for reader in self._readers:
+        for reader in self._readers.values():
             reader.open()
         begun = time.monotonic()
         try:
@@ -180,7 +180,7 @@ class _Run:
                     self._host.watch_peers(sample.sessions, sample.taken_at)
         elif self._host is not None:
             self.host_samples.append(sample_from_backends(self._host.backends(), taken_at=time.time()))
-        for reader in self._readers:
+        for reader in self._readers.values():
             reader.read()
         return cost_s
 
@@ -210,7 +210,15 @@ class _Run:
             self.session.close()  # so that our own slot is not what refuses the next client
             if self.server is not None and self.samples:
                 self.refusals += probe_as_ordinary(self.entry.target, self.server, self.samples[-1])
-        self.poolers = [reader.finish() for reader in self._readers]
+        self.poolers = [self._finish_pooler(dsn, reader) for dsn, reader in self._readers.items()]
+
+    def _finish_pooler(self, dsn: str, reader: PoolerReader) -> PoolerEvidence:
+        evidence = reader.finish()
+        refusal = probe_through_pooler(dsn, evidence)
+        if refusal is None:
+            return evidence
+        self.refusals.append(refusal)
+        return replace(evidence, refusal=refusal.message)
 
     def _read_host_log(self, path: Path | None) -> None:
         if path is None or self.request.logs:

@@ -11,7 +11,7 @@ RUN_S = "120"
 
 
 def fault(lab: Lab) -> None:
-    """pgbench in every free slot, reading without pause; an ordinary client is refused."""
+    """Fill every free slot with pgbench, reading without pause; an ordinary client is refused."""
     _prepare(lab)
     _calm(lab)
     _pgbench(lab, lab.ordinary_slots - BASE)

@@ -11,9 +11,10 @@ import time
 from collections import Counter
 from dataclasses import replace
 
+from pgvacancy.model.evidence import PoolerEvidence
 from pgvacancy.model.ledger import holds_slot, make_ledger
 from pgvacancy.model.snapshot import Access, Refusal, Sample, Server
-from pgvacancy.observe.postgres.conninfo import Target
+from pgvacancy.observe.postgres.conninfo import Target, read_target
 from pgvacancy.observe.postgres.probe import probe
 
 TIMEOUT_S = 2.0
@@ -38,6 +39,18 @@ def probe_as_ordinary(target: Target, server: Server, sample: Sample) -> list[Re
         if seen.outcome == "refused" and seen.refusal is not None and seen.refusal.sqlstate == "53300":
             refusals.append(replace(seen.refusal, user=user, database=database))
     return refusals
+
+
+def probe_through_pooler(dsn: str, evidence: PoolerEvidence) -> Refusal | None:
+    """The refusal an ordinary client of the busiest pool gets from the pooler itself; None when it is let in."""
+    pools = [p for p in evidence.pools if p.database != "pgbouncer"]
+    if not evidence.reachable or not pools:
+        return None
+    busiest = max(pools, key=lambda p: (p.clients_waiting, p.clients_active))
+    seen = probe(read_target(dsn), user=busiest.user, database=busiest.database, timeout_s=TIMEOUT_S)
+    if seen.refusal is None or not seen.refusal.kind.startswith("pooler-"):
+        return None
+    return replace(seen.refusal, user=busiest.user, database=busiest.database, source="pooler")
 
 
 def _candidates(target: Target, server: Server, sample: Sample) -> list[tuple[str, str]]:
