@@ -111,7 +111,7 @@ class Crowd:
 
 def _until_ready(opened: socket.socket) -> None:
     tail = b""
-    while not (tail[-6:-1] == b"Z\0\0\0\5"):
+    while tail[-6:-1] != b"Z\0\0\0\5":  # ReadyForQuery
         chunk = opened.recv(8192)
         if not chunk:
             raise ConnectionError("the server closed a session")
@@ -119,7 +119,9 @@ def _until_ready(opened: socket.socket) -> None:
 
 
 @contextmanager
-def crowd(port: int, sessions: int, *, waiters: int = 0, user: str = "app", name: str = "shop") -> Iterator[dict[str, int]]:
+def crowd(
+    port: int, sessions: int, *, waiters: int = 0, user: str = "app", name: str = "shop"
+) -> Iterator[dict[str, int]]:
     """Hold sessions while the block runs; what was opened."""
     process = Process(
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -43,13 +44,11 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "NO_COLOR": "1", **more}
 
 
-def run(
-    command: Sequence[str], *, env: Mapping[str, str] | None = None, deadline_s: float = DEADLINE_S
-) -> Finished:
+def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, deadline_s: float = DEADLINE_S) -> Finished:
     """Run a command; it is killed when ``deadline_s`` have passed."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begun = time.perf_counter()
-        before = os.times()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -64,13 +63,13 @@ def run(
             process.kill()
             status = process.wait()
         elapsed = time.perf_counter() - begun
-        after = os.times()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         out.seek(0)
         err.seek(0)
         return Finished(
             status=status,
             elapsed_s=elapsed,
-            cpu_s=after.children_user + after.children_system - before.children_user - before.children_system,
+            cpu_s=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
             stdout=out.read().decode("utf-8", "replace"),
             stderr=err.read().decode("utf-8", "replace"),
         )

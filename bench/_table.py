@@ -72,9 +72,7 @@ def save(part: str, tables: Sequence[Table]) -> Path:
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "load_1min": round(os.getloadavg()[0], 2),
-        "tables": [
-            {"title": t.title, "columns": t.columns, "rows": t.rows, "notes": t.notes} for t in tables
-        ],
+        "tables": [{"title": t.title, "columns": t.columns, "rows": t.rows, "notes": t.notes} for t in tables],
     }
     path.write_text(json.dumps(content, indent=2, default=str) + "\n")
     return path

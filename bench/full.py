@@ -46,8 +46,11 @@ def measure(options: argparse.Namespace) -> list[Table]:
             ),
             rows=tuple(rows),
             notes=(
-                f"{rounds} runs each of `pgvacancy doctor --format json` with a superuser's DSN; all slots are held by"
-                " superuser sessions that rest, so that the reserve is gone too.",
+                (
+                    f"{rounds} runs each of `pgvacancy doctor --format json` with a superuser's DSN; all slots are held"
+                    " by"
+                    " superuser sessions that rest, so that the reserve is gone too."
+                ),
                 "With default thresholds these sessions are too young to be called idle; what matters here is time.",
             ),
         )

@@ -31,8 +31,7 @@ def measure(options: argparse.Namespace) -> list[Table]:
             note(f"held: the {door} door")
             holding = lab.client("hold", user=holder, sessions=sessions, application_name="shop")
             holding.ready()
-            for _ in range(rounds):
-                rows.append((door, *_one(lab, seen, role)))
+            rows += [(door, *_one(lab, seen, role)) for _ in range(rounds)]
             lab.processes.remove(holding)
             holding.stop()
             lab.wait("the slots to be free again", lambda: lab.used_slots <= 1)
@@ -45,10 +44,14 @@ def measure(options: argparse.Namespace) -> list[Table]:
             ),
             rows=tuple(rows),
             notes=(
-                f"`pgvacancy doctor --observe {OBSERVE_S}` as a process, PostgreSQL 18, max_connections ="
-                f" {MAX_CONNECTIONS}; a second connection reads pg_stat_activity about every millisecond.",
-                "The start-up probe before the log-in and the probe as an ordinary role after the last reading are"
-                " sessions of their own, one after the other: the column counts them.",
+                (
+                    f"`pgvacancy doctor --observe {OBSERVE_S}` as a process, PostgreSQL 18, max_connections ="
+                    f" {MAX_CONNECTIONS}; a second connection reads pg_stat_activity about every millisecond."
+                ),
+                (
+                    "The start-up probe before the log-in and the probe as an ordinary role after the last reading are"
+                    " sessions of their own, one after the other: the column counts them."
+                ),
             ),
         )
     ]  # fmt: skip

@@ -61,8 +61,12 @@ def measure(options: argparse.Namespace) -> list[Table]:
             for waiters in WAITERS if size == max(kept) else WAITERS[:1]:
                 with crowd(lab.cluster.port, 0, waiters=waiters, user="web", name="checkout") as waiting:
                     queue.append((size, waiting["waiting"], *_row(size, read(lab, rounds), None)[2:-2]))
-                lab.wait("the queue to be gone", lambda: lab.used_slots <= held)
+                _gone(lab, held)
     return [_at_rest(rest, rounds), _queueing(queue), _peaks(memory)]
+
+
+def _gone(lab: Lab, held: int) -> None:
+    lab.wait("the queue to be gone", lambda: lab.used_slots <= held)
 
 
 def read(lab: Lab, rounds: int) -> Readings:
@@ -111,8 +115,8 @@ def _row(size: int, taken: Readings, promised: float | None) -> tuple[object, ..
         middle(taken.processor_ms),
         middle(taken.elapsed_ms),
         round(median_ms / size * 1000, 1),
-        promised if promised is not None else "–",
-        verdict(median_ms, promised) if promised is not None else "–",
+        promised if promised is not None else "-",
+        verdict(median_ms, promised) if promised is not None else "-",
     )
 
 
@@ -134,12 +138,20 @@ def _at_rest(rows: list[tuple[object, ...]], rounds: int) -> Table:
         ),
         rows=tuple(rows),
         notes=(
-            f"{rounds} samples each after {WARM_UP} thrown away; every session ran one statement of 300 characters and"
-            " rests.",
-            "server ms: the durations the server logs for the statements of the sample (log_duration), summed;"
-            " sending the rows included.",
-            "backend processor ms: run time of our backend from /proc/PID/schedstat. Elapsed at us: also the making of"
-            " objects in Python.",
+            (
+                f"{rounds} samples each after {WARM_UP} thrown away; every session ran one statement of 300"
+                " characters and"
+                " rests."
+            ),
+            (
+                "server ms: the durations the server logs for the statements of the sample (log_duration), summed;"
+                " sending the rows included."
+            ),
+            (
+                "backend processor ms: run time of our backend from /proc/PID/schedstat. Elapsed at us: also the"
+                " making of"
+                " objects in Python."
+            ),
         ),
     )  # fmt: skip
 
@@ -163,9 +175,13 @@ def _peaks(rows: list[tuple[object, ...]]) -> Table:
         columns=("sessions", "peak resident MB", "wall time s"),
         rows=tuple(rows),
         notes=(
-            f"`pgvacancy doctor --observe {OBSERVE_S}`, host evidence included; the peak the kernel tells of the"
-            " ended process (ru_maxrss).",
-            f"promised at 5,000 sessions: {PROMISED_BYTES / 1e6:.0f} MB; at {last[0]:,} measured {last[1]} MB:"
-            f" {verdict(float(str(last[1])) * 1e6, PROMISED_BYTES)}.",
+            (
+                f"`pgvacancy doctor --observe {OBSERVE_S}`, host evidence included; the peak the kernel tells of the"
+                " ended process (ru_maxrss)."
+            ),
+            (
+                f"promised at 5,000 sessions: {PROMISED_BYTES / 1e6:.0f} MB; at {last[0]:,} measured {last[1]} MB:"
+                f" {verdict(float(str(last[1])) * 1e6, PROMISED_BYTES)}."
+            ),
         ),
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from pgvacancy.model.diagnosis import Severity
+from pgvacancy.model.diagnosis import SessionKey, Severity
 from pgvacancy.model.evidence import RefusalCount
-from pgvacancy.model.series import Case, Track
+from pgvacancy.model.series import Case, Track, keys
 
 MONITORS = re.compile(
     # Not inside another word: "otel" is in "hotel", "sensu" in "consensus".
@@ -50,3 +50,10 @@ def logged_refusals(case: Case, *kinds: str) -> tuple[RefusalCount, ...]:
     """Refusals of these kinds that stand in the log, however old: look at ``last_at``."""
     log = case.snapshot.log
     return tuple(r for r in log.refusals if r.kind in kinds) if log is not None else ()
+
+
+def gone_clients(case: Case) -> frozenset[SessionKey]:
+    """Sessions whose client is proved to be gone, by the server's own kernel."""
+    host = case.snapshot.host
+    gone = {(p.address, p.port) for p in host.peers if p.gone} if host is not None else set()
+    return keys(t for t in case.tracks if (t.session.client_addr or "", t.session.client_port or 0) in gone)

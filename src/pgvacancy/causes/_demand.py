@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from statistics import median
 
 from pgvacancy.model.diagnosis import SessionKey
 from pgvacancy.model.series import Case, Owner, Track, group, keys
 
 MIN_GAP_S = 1.0
 """Between an older base and a burst of new sessions: process start-up alone spreads births by less."""
+LOGIN_WAKEUPS = 8
+"""About what a log-in takes; not counted as use."""
 BRISK_PER_S = 5.0
 """Transactions a second and session that no pool at ease reaches."""
 STUCK_S = 1.0
@@ -59,6 +62,27 @@ class Demand:
         return rate / users if rate is not None and users else 0.0
 
     @cached_property
+    def wakeups_per_session_s(self) -> float:
+        """How often the operating system woke such a session, a second of its life; 0 when the host is not seen.
+
+        A backend sleeps until its client sends something, so this is close to the number of statements. It tells
+        what the counters keep back: a session that runs trivial statements reports its transactions late.
+        """
+        host = self.case.snapshot.host
+        wakeups = {b.pid: b.wakeups for b in host.backends if b.wakeups} if host is not None else {}
+        rates = [
+            max(0, wakeups[t.session.pid] - LOGIN_WAKEUPS) / max(t.age_s, 1.0)
+            for t in self.tracks
+            if t.session.pid in wakeups
+        ]
+        return median(rates) if rates else 0.0
+
+    @cached_property
+    def rate_per_session_s(self) -> float:
+        """Uses a second for each session: both witnesses are lower bounds, so the higher one counts."""
+        return max(self.transactions_per_session_s, self.wakeups_per_session_s)
+
+    @cached_property
     def hurried(self) -> bool:
         """Whether sessions run many statements and yet are found unchanged oddly often.
 
@@ -68,7 +92,7 @@ class Demand:
         readings_per_s = (len(self.case.samples) - 1) / self.case.window_s if self.case.window_s > 0 else 0.0
         if readings_per_s <= 0:
             return False
-        by_chance = readings_per_s * (1 - math.exp(-self.transactions_per_session_s / readings_per_s))
+        by_chance = readings_per_s * (1 - math.exp(-self.rate_per_session_s / readings_per_s))
         return self.turnover_per_s < 0.7 * by_chance
 
     @cached_property
@@ -80,6 +104,14 @@ class Demand:
     def largest_ratio(self) -> float:
         """Share of the largest single client of one owner."""
         return len(self.groups[0]) / len(self.tracks) if self.tracks else 0.0
+
+    @cached_property
+    def told_apart(self) -> bool:
+        """Whether clients could be told apart: more than one was, or the only one is a process we know."""
+        host = self.case.snapshot.host
+        ends = {(c.address, c.port) for c in host.clients} if host is not None else set()
+        known = any((t.session.client_addr or "", t.session.client_port or 0) in ends for t in self.tracks)
+        return known or len(self.groups) > 1
 
     @cached_property
     def owners(self) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from pgvacancy.model.diagnosis import Culprit
+from pgvacancy.model.diagnosis import Culprit, Fact
 from pgvacancy.model.evidence import PoolerEvidence, PoolReading
-from pgvacancy.model.series import Case
+from pgvacancy.model.series import Case, Track
 
 POOLERS = re.compile(
     r"\b(pgbouncer(?![-_]exporter)|pgcat|odyssey|pgpool|supavisor|pg_doorman|pgdog|pgagroal)", re.IGNORECASE
@@ -48,6 +48,18 @@ def pool_culprits(pooler: PoolerEvidence) -> tuple[Culprit, ...]:
         )
         for p in ordered[:8]
     )
+
+
+def longest_s(tracks: list[Track]) -> float:
+    """The longest statement running among these sessions, in seconds."""
+    return round(max((t.running_s for t in tracks), default=0.0), 2)
+
+
+def free_slots(case: Case) -> tuple[Fact, ...]:
+    """The room on the server, as counter-evidence."""
+    if case.ledger is None:
+        return ()
+    return (Fact(fact="slots of the server free for ordinary roles", value=case.ledger.free_ordinary),)
 
 
 def example_pooler(waiting: int, *, size: int = 20, clients: int = 50) -> PoolerEvidence:

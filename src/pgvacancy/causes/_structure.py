@@ -5,9 +5,9 @@ share one set of judgements and cannot disagree about what is a step, a ramp, a 
 
 * **late uses** of a session are the intervals between two readings in which it was used, what happened within
   :data:`BIRTH_S` seconds after its birth left out: everybody uses a session once when it is new.
-* a group's **habit** says how long a pause is usual. Uses per session follow a binomial law when the pool picks
-  any of them; when far more sessions are unused than that law allows, the unused ones stand apart (a leak
-  beside a pool, the depth of a last-in-first-out pool) and the habit of the others says nothing about them.
+* a group's **habit** says how long a pause is usual. Uses per session follow the law of chance when the pool picks
+  any of them; when they are spread far more unequally, the unused ones stand apart (a leak beside a pool, the
+  depth of a last-in-first-out pool) and the habit of the others says nothing about them.
 * the **spread** of births is the number of equal gaps that would be as uneven: n-1 for an even ramp, about half
   of that for random arrivals, the number of gaps between steps for steps, about 0 to 1 for bursts.
 """
@@ -36,6 +36,10 @@ SLOW_S = 0.5
 """No pool takes this long over each session it opens."""
 PAUSE_S = 0.02
 """Between two sessions that a loop opens lie a few milliseconds at most, on a machine with nothing else to do."""
+LONGEST_FILL_S = 5.0
+"""Births further apart than a filling of this length come from use, not from filling a pool."""
+OPENINGS = 20
+"""A program that starts takes no longer than this many openings of a session."""
 PATIENCE = 5.0
 """Pauses up to this many mean intervals are usual: a longer one has a probability of e^-5, below one percent."""
 
@@ -117,15 +121,27 @@ def patience_s(case: Case, members: Sequence[Life]) -> float:
     """The idle age from which an unused session of this group is out of its habit; 0 when any is."""
     intervals = len(case.samples) - 1
     used = sum(m.late_uses for m in members)
-    if not used or intervals < 1 or case.window_s <= 0:
+    if not used or intervals < 1 or case.window_s <= 0 or _stand_apart(members, intervals):
         return 0.0
-    count = len(members)
-    missed_ratio = (1 - min(1.0, used / (count * intervals))) ** intervals
+    return PATIENCE * len(members) * case.window_s / used
+
+
+def _stand_apart(members: Sequence[Life], intervals: int) -> bool:
+    """Whether the used and the unused are two kinds, rather than one kind that chance treats unequally.
+
+    Uses that fall on any member alike vary as a Poisson law does, variance equal to the mean, and leave a known number
+    unused. Far more variance (four standard deviations) or far more unused ones (three) is no chance.
+    """
+    count, used = len(members), sum(m.late_uses for m in members)
+    mean = used / count
+    if count > 2 and max(m.late_uses for m in members) >= 3:
+        dispersion = sum((m.late_uses - mean) ** 2 for m in members) / (count - 1) / mean
+        if (dispersion - 1) * math.sqrt((count - 1) / 2) >= 4:
+            return True
+    missed_ratio = (1 - min(1.0, mean / intervals)) ** intervals
     deviation = math.sqrt(count * missed_ratio * (1 - missed_ratio))
     unused = sum(1 for m in members if m.late_uses == 0)
-    if unused >= count * missed_ratio + 3 * deviation + 1:
-        return 0.0
-    return PATIENCE * count * case.window_s / used
+    return unused >= count * missed_ratio + 3 * deviation + 1
 
 
 def family_name(application_name: str) -> str:
@@ -278,6 +294,11 @@ def generations(parts: Sequence[tuple[Life, ...]]) -> tuple[tuple[Life, ...], tu
     renamed = not old_names & new_names and any(map(names_release, old_names | new_names))
     needed_s = 0.5 if renamed else 1.0 if min(len(older), len(younger)) > 1 else 1.5
     old, new = tuple(m for p in older for m in p), tuple(m for p in younger for m in p)
+    # A program starts as slowly as this machine opens sessions just now, which the unused ones still show.
+    opened_in_s = [min(m.track.use_span_s, BIRTH_S / 4) for m in (*old, *new) if m.used_once]
+    needed_s = max(needed_s, OPENINGS * median(opened_in_s)) if len(opened_in_s) > 2 else needed_s
+    # Nor may a client count that only waited until the one before had filled its pool.
+    needed_s += max(min(LONGEST_FILL_S, (len(p) - 1) * median(gaps(births(p)) or [0.0])) for p in older)
     balanced = min(len(old), len(new)) >= 0.4 * max(len(old), len(new))
     if between[at] < max(needed_s, 3 * max(others, default=0.0)) or not balanced:
         return None

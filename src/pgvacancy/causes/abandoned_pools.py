@@ -124,6 +124,8 @@ def _finding(case: Case, found: Sequence[tuple[Life, ...]], share: float) -> Fin
     step_born = all(m.track.born_in_window for m in found[-1])
     sure = 0.62 if len(found) == 2 else 0.8 if len(found) == 3 else 0.86
     sure += 0.05 * newest_used + 0.03 * step_born - 0.1 * (size == 2) - 0.1 * (case.window_s <= 0)
+    # Behind one loopback address or socket several processes may hide, each with a pool of its own.
+    sure -= 0.12 * (tracks[0].client.startswith(("127.", "::1", "local")) and "[" not in tracks[0].client)
     role = sql_in([family[0]])
     old = tracks_of(m for step in found[:-1] for m in step)
     return Finding(

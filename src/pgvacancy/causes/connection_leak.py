@@ -146,6 +146,7 @@ def _ramp(case: Case, member: Sequence[Life], settings: Settings) -> _Ramp | Non
         last_at = max(births(seeds))
         once = [m for m in once if m in seeds or born_at(m) > last_at]
     leaked = without_bursts(once)
+    leaked = leaked if is_ramp(leaked) else once
     people = sum(1 for m in leaked if PEOPLE.search(m.track.session.application_name))
     if min(len(seeds), len(leaked)) < 3 or people > len(leaked) / 2 or not is_ramp(leaked):
         return None
@@ -178,6 +179,8 @@ def _finding(case: Case, ramps: Sequence[_Ramp], leaked: tuple[Life, ...], *, gr
     names = {t.session.application_name for t in tracks}
     reused = sum(1 for t in case.tracks if t.used_in_window and family_of(t) == family)
     sure = 0.93 if growing and not lost else 0.85 if growing else 0.78 if case.window_s > 0 else 0.6
+    # A long ramp of one statement up to the limit needs no growth to be seen: the limit stopped it.
+    sure += 0.04 * (not growing and case.full and len(tracks) >= 8 and same >= 0.9 * len(tracks))
     sure -= 0.08 * (same < 0.7 * len(tracks)) + 0.12 * (not case.scarce)
     left_s = free / per_minute * 60
     ends = "now" if case.full or not free else f"in {left_s:.0f} s"

@@ -119,6 +119,8 @@ def _mid_message(case: Case) -> list[Track]:
     """Active, and at every reading waiting for its client rather than working."""
     waits = {"ClientRead", "ClientWrite"}
     working = {s.pid for sample in case.samples for s in sample.sessions if s.wait_event not in waits}
+    if case.snapshot.host is not None:  # a slow COPY wakes whenever its client sends something
+        working |= {b.pid for b in case.snapshot.host.backends if b.used}
     return [t for t in case.tracks if t.session.state == "active" and not t.changed and t.session.pid not in working]
 
 
@@ -138,7 +140,7 @@ def _confidence(case: Case, proved: list[Track], suspected: list[Track]) -> floa
     if len(proved) >= len(suspected):
         return 0.95
     if 2 * sum(1 for t in suspected if _known_alive(case, t)) >= len(suspected):
-        return 0.45
+        return 0.55  # stuck rather than gone, and still nobody else's doing
     return 0.65 if case.window_s > 0 else 0.5
 
 

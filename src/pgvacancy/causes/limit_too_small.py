@@ -45,7 +45,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pgvacancy.causes._common import severity_of, sql_in
-from pgvacancy.causes._demand import stuck
+from pgvacancy.causes._demand import demand, stuck
 from pgvacancy.causes._examples import pool, server, snapshot
 from pgvacancy.causes._shape import Example, setting
 from pgvacancy.model.diagnosis import Advice, Fact, Finding
@@ -85,7 +85,8 @@ def detect(case: Case, settings: Settings) -> Finding | None:
         return None
     in_use = used(case)
     clients = group(in_use, lambda t: (Owner.of(t), t.client))
-    if not in_use or len(clients) < settings.min_clients_count:
+    told_apart = demand(case, in_use).told_apart
+    if not in_use or (told_apart and len(clients) < settings.min_clients_count):
         return None
     used_ratio = len(in_use) / len(case.tracks)
     turnover = (case.births + case.deaths) / len(case.tracks)
@@ -93,7 +94,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     if (
         used_ratio < settings.min_used_ratio
         or turnover > settings.max_turnover_ratio
-        or largest > settings.max_client_ratio
+        or (told_apart and largest > settings.max_client_ratio)
         or 10 * len(stuck(case)) > len(case.tracks)
     ):
         return None
@@ -102,7 +103,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
         code=CODE,
         cause="limit-too-small",
         severity=severity_of(case, len(in_use) / max(1, ledger.ordinary_slots)),
-        confidence=0.85 if len(clients) >= 3 and largest <= 0.6 else 0.65,
+        confidence=_confidence(len(clients), largest, told_apart=told_apart),
         summary=(
             f"{len(in_use)} sessions of {len(clients)} clients are in steady use, and max_connections is "
             f"{ledger.max_connections}: the demand is honest, the limit is small"
@@ -113,6 +114,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
             Fact(fact="sessions in use", value=len(in_use)),
             Fact(fact="clients (owner and process or address) that share them", value=len(clients)),
             Fact(fact="share of the largest client", value=round(largest, 2)),
+            Fact(fact="clients could be told apart" if told_apart else "clients could not be told apart (one address)"),
         ),
         counter_evidence=(
             Fact(fact="sessions not in use", value=len(case.tracks) - len(in_use)),
@@ -123,6 +125,12 @@ def detect(case: Case, settings: Settings) -> Finding | None:
         culprits=culprits(in_use),
         remedies=_advice(case, in_use, bearable),
     )
+
+
+def _confidence(clients: int, largest: float, *, told_apart: bool) -> float:
+    if not told_apart:
+        return 0.5
+    return 0.85 if clients >= 3 and largest <= 0.6 else 0.65
 
 
 def used(case: Case) -> list[Track]:
@@ -209,9 +217,13 @@ def _advice(case: Case, in_use: list[Track], bearable: int | None) -> tuple[Advi
 SERVICES = ("billing", "mail", "search", "shop")
 EXAMPLES = (
     Example(
-        "a large pool of one client, used again and again",
+        "a large pool of one client, used again and again, with a second one beside it",
         "quiet",
-        lambda: snapshot(server(100), pool("web", 97, idle_s=(0, 2), used=True)),
+        lambda: snapshot(
+            server(100),
+            pool("web", 94, idle_s=(0, 2), used=True),
+            pool("cron", 4, client="10.0.0.2", idle_s=(0, 2), used=True),
+        ),
     ),
     Example(
         "the same services with a third of the sessions unused: pools too large",

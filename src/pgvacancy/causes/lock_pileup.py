@@ -136,7 +136,8 @@ class Blocker:
         self.pile = pile
         self.root = pile.roots[0] if pile.roots else None
         self.pid = self.root.pid if self.root is not None else pile.root_pids[0]
-        self.idle = self.root is not None and (self.root.state or "").startswith("idle in transaction")
+        # Idle outside a transaction holds everybody up too: by an advisory lock of the session.
+        self.idle = self.root is not None and (self.root.state or "").startswith("idle")
         self.freed = len(pile.waiters) + len(pile.roots)
 
     @property
@@ -145,7 +146,7 @@ class Blocker:
         if self.root is None:
             return "a prepared transaction" if self.pid == PREPARED else "a server process, such as autovacuum"
         if self.idle:
-            return str(self.root.state)
+            return "idle, with a session's advisory lock" if self.root.state == "idle" else str(self.root.state)
         if "pg_dump" in self.root.application_name:
             return "pg_dump"
         return f"running {statement_name(self.root)}"
@@ -169,7 +170,8 @@ class Blocker:
         """What the first act brings."""
         if self.pile.gate is not None:
             through = self.pile.behind_gate
-            return f"cancelling pid {self.pile.gate.pid} lets {through} sessions through, frees {through + 1} slots"
+            first = f"cancelling pid {self.pile.gate.pid} lets {through} sessions through, frees {through + 1} slots"
+            return f"{first}; {self.root_promise}" if self.idle else first
         return self.root_promise
 
     @property
@@ -193,7 +195,7 @@ class Blocker:
 def statement_name(session: Session) -> str:
     """The first words of a statement: its kind and object, no literals."""
     text = without_literals(session.query).split("/*")[0].strip()
-    words = re.split(r"[\s(;]+", text)
+    words = re.split(r"[\s();]+", text)
     return " ".join(w for w in words[:3] if w) or "statement"
 
 
@@ -212,7 +214,7 @@ def _hold(case: Case, pile: Pile, settings: Settings) -> Hold | None:
         since_at = taken_at
     seconds = case.now_at - since_at
     root = pile.roots[0] if pile.roots else None
-    if root is not None and (root.state or "").startswith("idle in transaction") and root.state_change_at is not None:
+    if root is not None and (root.state or "").startswith("idle") and root.state_change_at is not None:
         seconds = max(seconds, case.now_at - root.state_change_at)
     heads_seen = len({identity for _, identity in heads})
     steady = seconds >= settings.min_hold_s or pile.root_pids == (PREPARED,)
@@ -296,7 +298,7 @@ def _advice(blocker: Blocker) -> tuple[Advice, ...]:
                 frees=blocker.freed,
                 command=(
                     f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {blocker.pid} "
-                    "AND state LIKE 'idle in transaction%';"
+                    "AND state LIKE 'idle%';"
                 ),
                 why=f"{blocker.root_promise}; its transaction is rolled back; a cancel would do nothing",
             )

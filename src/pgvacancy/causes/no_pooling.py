@@ -80,8 +80,6 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     if ledger is None or case.window_s <= 0:
         return None
     refused = refused_per_s(case)
-    if not (case.scarce or (refused and case.fill_ratio >= 0.5)):
-        return None
     churners = [
         t
         for t in turnovers(case, settings.max_life_s)
@@ -96,10 +94,23 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     share = mean_share(case, tracks)
     if rate < settings.min_sessions_per_s or share < settings.min_share_ratio:
         return None
+    if not (case.scarce or _wanted(case, settings, rate=rate, refused=refused or 0.0)):
+        return None
     confidence = (0.9 if counted is not None else 0.75) * (1.0 if share >= 0.5 else 0.85)
     if refused is not None and refused > settings.refused_ratio * rate:
         confidence = min(confidence, 0.6)
     return _finding(case, ledger, churners, confidence, rate=rate, share=share, refused=refused)
+
+
+def _wanted(case: Case, settings: Settings, *, rate: float, refused: float) -> bool:
+    """Whether slots are short between the readings: the number in use swings, and a reading sees one instant of it."""
+    host, ledger = case.snapshot.host, case.ledger
+    if ledger is None:
+        return False
+    queued = host.listen_queue if host is not None else 0
+    if case.peak_used + queued >= 0.8 * ledger.ordinary_slots:
+        return True  # those in the accept queue want a slot as soon as the server finds the time to start a process
+    return case.fill_ratio >= 0.5 and (refused > 0 or rate >= 4 * settings.min_sessions_per_s)
 
 
 def _finding(  # noqa: PLR0913 - the figures of one finding

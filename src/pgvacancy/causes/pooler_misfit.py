@@ -55,7 +55,9 @@ from pgvacancy.causes._poolers import (
     POOLERS,
     config_int,
     example_pooler,
+    free_slots,
     is_short,
+    longest_s,
     pool_culprits,
     pooler_refusals,
     servers_of,
@@ -111,7 +113,7 @@ def _at_client_cap(case: Case, pooler: PoolerEvidence, settings: Settings) -> Fi
             Fact(fact="log-ins not finished", value=pooler.login_clients, source="SHOW LISTS"),
         ),
         counter_evidence=(
-            *_free(case),
+            *free_slots(case),
             Fact(fact="clients waiting for a server", value=waiting, source="SHOW POOLS"),
         ),
         culprits=pool_culprits(pooler),
@@ -148,6 +150,7 @@ def _queueing(case: Case, pooler: PoolerEvidence, settings: Settings) -> Finding
     single = len(samples) < 3
     refused = bool(pooler.refusal) or bool(pooler_refusals(case))
     gives_up_s = config_int(pooler, "query_wait_timeout")
+    pressure = case.snapshot.host.cpu_pressure_ratio if case.snapshot.host is not None else None
     near = bool(gives_up_s) and queue.max_wait_s >= gives_up_s / 2
     size = queue.pool_size or servers_of(queue)
     return Finding(
@@ -170,9 +173,14 @@ def _queueing(case: Case, pooler: PoolerEvidence, settings: Settings) -> Finding
             ),
         ),
         counter_evidence=(
-            *_free(case),
+            *free_slots(case),
             Fact(fact="of the pool's sessions, waiting for a lock", value=sum(1 for t in behind if t.waits_for_lock)),
-            Fact(fact="longest statement among them, in seconds", value=_longest(behind)),
+            Fact(fact="longest statement among them, in seconds", value=longest_s(behind)),
+            *(
+                (Fact(fact="share of time in which a task waited for a CPU", value=pressure, source="host"),)
+                if pressure is not None
+                else ()
+            ),
         ),
         culprits=pool_culprits(pooler),
         remedies=_queue_remedies(case, queue, size, kind),
@@ -335,7 +343,7 @@ def _refusing(case: Case) -> Finding | None:
                 if log is not None and k in log.recent_by_kind
             ),
         ),
-        counter_evidence=(*_free(case), Fact(fact="the pooler's console was not asked", source="--pgbouncer DSN")),
+        counter_evidence=(*free_slots(case), Fact(fact="the pooler's console was not asked", source="--pgbouncer DSN")),
         remedies=(
             Advice(
                 slug="raise-pooler-clients" if capped else "resize-pool",
@@ -352,16 +360,6 @@ def _refusing(case: Case) -> Finding | None:
 
 def _holds_most(case: Case, found: list[Track], settings: Settings) -> bool:
     return bool(found) and len(found) >= settings.min_share_ratio * max(1, case.peak_used)
-
-
-def _longest(tracks: list[Track]) -> float:
-    return round(max((t.running_s for t in tracks), default=0.0), 2)
-
-
-def _free(case: Case) -> tuple[Fact, ...]:
-    if case.ledger is None:
-        return ()
-    return (Fact(fact="slots of the server free for ordinary roles", value=case.ledger.free_ordinary),)
 
 
 EXAMPLES = (
@@ -388,7 +386,7 @@ EXAMPLES = (
         "fires",
         lambda: snapshot(
             server(100),
-            *(pool("pgbouncer", n, user=u, idle_s=(0, 30), used=True) for u, n in (("a", 33), ("b", 32), ("c", 32))),
+            *(pool("pgbouncer", n, user=u, idle_s=(0, 30), used=True) for u, n in (("a", 33), ("b", 33), ("c", 32))),
         ),
     ),
     Example(

@@ -45,6 +45,7 @@ https://www.postgresql.org/docs/current/catalog-pg-database.html
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +62,7 @@ ORDER = 10
 NEEDS = ({"server", "sessions"}, {"refusal"}, {"log"})
 WHY_NOT = "needs the limits of roles and databases, or a refusal seen"
 
+NAMED = re.compile(r'"(.+)"')
 COUNTS_CLIENTS_ONLY = {13: 130_019, 14: 140_016, 15: 150_011, 16: 160_007, 17: 170_003}
 """First minor of each major in which only client backends count against these limits.
 
@@ -234,13 +236,17 @@ def _limits(case: Case) -> list[_Limit]:
         known |= {("role", r.name): r.connection_limit for r in bound}
         known |= {("database", d.name): d.connection_limit for d in srv.databases if d.connection_limit >= 0}
     limits = [_limit(case, what, name, limit) for (what, name), limit in known.items()]
-    for r in case.snapshot.refusals:
+    met = [(r.kind, r.user, r.database, r.message) for r in case.snapshot.refusals]
+    if srv is None:
+        met += [(r.kind, r.user, r.database, r.message) for r in logged_refusals(case, "role-limit", "database-limit")]
+    for kind, user, database, message in met:
         what: Literal["role", "database"] | None = (
-            "role" if r.kind == "role-limit" else "database" if r.kind == "database-limit" else None
+            "role" if kind == "role-limit" else "database" if kind == "database-limit" else None
         )
         if what is None:
             continue
-        name = (r.user if what == "role" else r.database) or ""
+        quoted = NAMED.search(message)
+        name = (user if what == "role" else database) or (quoted[1] if quoted is not None else "")
         if (what, name) not in known:
             known[what, name] = -1
             limits.append(_limit(case, what, name, None))
@@ -255,7 +261,10 @@ def _limit(case: Case, what: Literal["role", "database"], name: str, limit: int 
         return (user if what == "role" else database) == name or quoted in message
 
     logged = [r for r in logged_refusals(case, kind) if names_it(r.user, r.database, r.message)]
+    log = case.snapshot.log
     began_at = case.samples[0].taken_at if case.samples else case.now_at
+    if not case.samples and log is not None and log.last_at is not None:
+        began_at = log.last_at - log.recent_s
     return _Limit(
         what=what,
         name=name,

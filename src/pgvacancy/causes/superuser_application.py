@@ -14,7 +14,7 @@ sessions nor the person who wants to help: everybody reads `sorry, too many clie
 How we know
 -----------
 Sessions whose role has SUPERUSER (people's single sessions, backups and monitors not counted) are more than the
-reserve, at least half of all sessions, and the reserve is in use. Were the application an ordinary role, others
+reserve and a good part of all sessions, and the reserve is in use. Were the application an ordinary role, others
 would read the text about reserved slots, and a superuser could still enter. In this state the doctor itself comes in
 by a replication connection, which needs no slot.
 
@@ -73,7 +73,7 @@ PROVIDERS = frozenset({"rdsadmin", "cloudsqladmin", "azuresu", "supabase_admin",
 class Settings:
     """Thresholds of superuser-application."""
 
-    min_share_ratio: float = setting(0.5, "below half of the sessions somebody else filled the server first")
+    min_share_ratio: float = setting(0.25, "below a quarter of the sessions somebody else filled the server first")
     people_count: float = setting(2, "one person works with one or two sessions of a tool")
 
 
@@ -96,7 +96,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
         code=CODE,
         cause="superuser-application",
         severity="critical" if case.full else "warning",
-        confidence=_confidence(ledger, case.peak_used, eaten, waits=2 * waiting >= len(found)),
+        confidence=_confidence(ledger, case.peak_used, eaten, share, waits=2 * waiting >= len(found)),
         summary=(
             f"{len(found)} sessions log in as superuser {', '.join(roles)}"
             + (f" and sit in {eaten} of the {ledger.superuser_reserved} reserved slots" if eaten else "")
@@ -137,19 +137,21 @@ def superuser_sessions(case: Case, people: int = 2) -> list[Track]:
     ]
     spared = {
         t
-        for tracks in group(mine, lambda t: (t.session.application_name, t.client)).values()
+        for tracks in group(mine, lambda t: t.session.application_name).values()
         if len(tracks) <= people and PEOPLE.search(tracks[0].session.application_name)
         for t in tracks
     }
     return [t for t in mine if t not in spared]
 
 
-def _confidence(ledger: Ledger, peak_used: int, eaten: int, *, waits: bool) -> float:
+def _confidence(ledger: Ledger, peak_used: int, eaten: int, share: float, *, waits: bool) -> float:
     if waits:
         return 0.45  # what they wait for is the nearer cause
     if not eaten:
         return 0.45  # the reserve is free yet: another cause says better why the ordinary slots are taken
-    return 0.92 if peak_used >= ledger.max_connections else 0.75
+    if peak_used < ledger.max_connections:
+        return 0.75 if share >= 0.5 else 0.6
+    return 0.92 if share >= 0.5 else 0.8
 
 
 def _remedies(

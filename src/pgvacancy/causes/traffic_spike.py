@@ -15,8 +15,9 @@ How we know
 -----------
 Almost every session is used again and again while we looked. The state at one instant is a poor witness: a backend
 that answers in a fraction of a millisecond is nearly always found `idle` although its client never rests. So
-what counts is `busy_ratio` (share of the readings in which a session was active), transactions a second for each
-session, and the shape of the demand: one client that holds nearly all of it, or a young burst that joined an older
+what counts is the share of the readings in which a session was active, how often each is used a second (transactions
+of `pg_stat_database`, which trivial statements report late; on the server's machine also how often the process was
+woken), and the shape of the demand: one client that holds nearly all of it, or a young burst that joined an older
 and smaller base of the same owner, need less proof than several steady services side by side. Nothing may be stuck
 behind a lock, and statements must end: many active sessions whose statements last are slow queries.
 
@@ -61,6 +62,8 @@ WHY_NOT = "needs two readings of session states: run the doctor with --observe 3
 
 SLOW_S = 1.0
 """A statement that runs this long is no short work, however many there are."""
+HURRY = 0.6
+"""Sessions that compete for a processor do less than they want to: part of the rate is proof enough."""
 LARGE_CLIENT = 0.6
 """A single client with this share of the demand is no community of services."""
 
@@ -70,8 +73,8 @@ class Settings:
     """Thresholds of traffic-spike."""
 
     min_share_ratio: float = setting(0.5, "a spike fills the server; below half of the slots something else did")
-    min_busy_ratio: float = setting(0.6, "sessions of a pool at ease are active for a few percent of the time")
-    min_transactions_per_s: float = setting(25, "for each session, above what steady services with pauses reach")
+    min_busy_ratio: float = setting(0.35, "sessions of a pool at ease are active for a few percent of the time")
+    min_uses_per_s: float = setting(15, "of each session, above what steady services with pauses reach")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +107,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
         severity=severity_of(case, share),
         confidence=_confidence(load, intensity, unused / max(1, len(case.tracks))),
         summary=(
-            f"{len(load.tracks)} sessions never rest ({case.transactions_per_s or 0:.0f} transactions a second), "
+            f"{len(load.tracks)} sessions hardly rest (each used {load.rate_per_session_s:.0f} times a second), "
             f"nothing blocks them: {intensity.shape}"
         ),
         claims=keys(load.tracks),
@@ -127,16 +130,16 @@ def measure(load: Demand, settings: Settings) -> Intensity:
     of them. A burst upon an older base, or one client that alone outgrew the server, is suspicious by itself.
     """
     if load.burst:
-        ease, shape = 0.15, f"{len(load.burst)} of them joined an older base at once"
-    elif load.largest_ratio > LARGE_CLIENT:
-        ease, shape = 0.2, "nearly all of one client"
+        busy_ease, rate_ease, shape = 0.7, 0.2, f"{len(load.burst)} of them joined an older base at once"
+    elif load.largest_ratio > LARGE_CLIENT and load.told_apart:
+        busy_ease, rate_ease, shape = 0.85, 0.55, "nearly all of one client"
     elif load.owners == 1:
-        ease, shape = 0.5, f"one application in {len(load.groups)} clients"
+        busy_ease, rate_ease, shape = 1.0, 1.0, f"one application, {len(load.groups)} clients told apart"
     else:
-        ease, shape = 1.25, f"{load.owners} owners at once"
-    rate_ease = ease * (0.6 if load.hurried else 1.0)
-    busy = load.busy_ratio / (settings.min_busy_ratio * max(ease, 0.5))
-    rate = load.transactions_per_session_s / (settings.min_transactions_per_s * rate_ease)
+        busy_ease, rate_ease, shape = 2.1, 2.0, f"{load.owners} owners at once"
+    rate_ease *= HURRY if load.hurried else 1.0
+    busy = load.busy_ratio / (settings.min_busy_ratio * busy_ease)
+    rate = load.rate_per_session_s / (settings.min_uses_per_s * rate_ease)
     return Intensity(times=max(busy, rate), shape=shape)
 
 
@@ -162,6 +165,11 @@ def _evidence(case: Case, load: Demand, intensity: Intensity) -> tuple[Fact, ...
             fact="transactions a second for each used session",
             value=round(load.transactions_per_session_s, 1),
             source="pg_stat_database",
+        ),
+        Fact(
+            fact="times a second each of them was woken, median over their lives",
+            value=round(load.wakeups_per_session_s, 1),
+            source="/proc",
         ),
         Fact(fact=f"shape of the demand: {intensity.shape}"),
     ]

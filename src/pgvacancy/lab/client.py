@@ -129,7 +129,7 @@ def chat(options: argparse.Namespace, state: State) -> None:
                     return
                 state.stop.wait(options.think)
 
-    _threads([lambda s=s: work(s) for s in list(state.sessions)])
+    _threads([partial(work, s) for s in list(state.sessions)])
     state.report("ready")
     state.stop.wait()
 

@@ -26,10 +26,10 @@ def fault(lab: Lab) -> None:
     aged = f"now() - state_change > interval '{THRESHOLDS['idle-in-transaction.min_idle_s'] + 0.3} s'"
     lab.wait(
         "every session to be idle in transaction for long enough",
-        lambda: len(
-            lab.cluster.sql(f"SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND {aged}")
-        )
-        >= lab.ordinary_slots,
+        lambda: (
+            len(lab.cluster.sql(f"SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND {aged}"))
+            >= lab.ordinary_slots
+        ),
     )
 
 
@@ -41,8 +41,9 @@ def look_alike(lab: Lab) -> None:
     ).ready()
     lab.wait(
         "many sessions in a transaction at once",
-        lambda: len(lab.cluster.sql("SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction'"))
-        >= sessions // 3,
+        lambda: (
+            len(lab.cluster.sql("SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction'")) >= sessions // 3
+        ),
     )
 
 

@@ -20,8 +20,9 @@ def fault(lab: Lab) -> None:
 
 
 def look_alike(lab: Lab) -> None:
-    """One application with one pool of that size, used again and again: its pool is the matter, not the limit."""
-    size = lab.ordinary_slots
+    """One application with a pool of nearly that size, used again and again: its pool is the matter, not the limit."""
+    size = lab.ordinary_slots - 2
+    lab.client("pool", user="batch", sessions=2, application_name="cron", driver="psycopg2", rate=4).ready()
     lab.client("pool", user="web", sessions=size, application_name="web", rate=size * 2.0).ready()
     lab.wait_refused()
 

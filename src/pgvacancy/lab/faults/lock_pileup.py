@@ -58,10 +58,10 @@ def _queue(lab: Lab, statement: str, sessions: int) -> None:
     lab.wait("everybody to wait", lambda: _count(lab, "wait_event_type = 'Lock'") >= sessions)
     lab.wait(
         f"a queue of {HELD_S} s",
-        lambda: _count(
-            lab, f"wait_event_type = 'Lock' AND query_start < clock_timestamp() - interval '{HELD_S} s'"
-        )
-        >= sessions,
+        lambda: (
+            _count(lab, f"wait_event_type = 'Lock' AND query_start < clock_timestamp() - interval '{HELD_S} s'")
+            >= sessions
+        ),
     )
 
 

@@ -18,7 +18,7 @@ def fault(lab: Lab) -> None:
             pick="lifo",
             rate=5.0,
             application_name=f"shop-{number}",
-            driver="sqlalchemy" if number % 2 else "psycopg",
+            driver="sqlalchemy",
         )
         for number in range(1, WORKERS + 1)
     ]

@@ -13,9 +13,7 @@ WAITING = "SELECT pg_sleep(120), id FROM accounts WHERE balance = 0"
 
 def fault(lab: Lab) -> None:
     """Copies of slow statements, most waiting, two computing; an ordinary client is refused."""
-    lab.client(
-        "once", user="report", sessions=2, application_name="report", driver="psycopg2", work=HEAVY
-    ).ready()
+    lab.client("once", user="report", sessions=2, application_name="report", driver="psycopg2", work=HEAVY).ready()
     lab.client(
         "once", user="web", sessions=lab.ordinary_slots - 2, application_name="web", driver="asyncpg", work=WAITING
     ).ready()
@@ -23,8 +21,10 @@ def fault(lab: Lab) -> None:
     aged = f"now() - query_start > interval '{THRESHOLDS['slow-queries.min_running_s'] + 0.3} s'"
     lab.wait(
         "every statement to have run for long enough",
-        lambda: len(lab.cluster.sql(f"SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND {aged}"))
-        >= lab.ordinary_slots,
+        lambda: (
+            len(lab.cluster.sql(f"SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND {aged}"))
+            >= lab.ordinary_slots
+        ),
     )
 
 
