@@ -42,10 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--causes", nargs="+", default=[], metavar="SLUG", help="for: confidence (default: all)")
     parser.add_argument("--seed", type=int, default=1, help="for: confidence")
     parser.add_argument("--minutes", type=float, help="for: confidence, no further run is begun after so long")
-    parser.add_argument("--nice", type=int, default=0, help="below 0 (root only): what else runs here disturbs less")
     options = parser.parse_args(arguments)
-    if options.nice:
-        os.nice(options.nice)
     failed = 0
     for part in options.parts or PARTS:
         begun = time.monotonic()

@@ -39,7 +39,8 @@ def measure(options: argparse.Namespace) -> list[Table]:
         others = [h for h in HEAVY if h in loaded and h not in drivers]
         rows.append(
             (
-                f"`pgvacancy {name}`", median(elapsed), median(click_ms), median(ratios), spread(ratios), min(elapsed) / min(click_ms), PROMISED,
+                f"`pgvacancy {name}`", median(elapsed), median(click_ms), median(ratios), spread(ratios),
+                min(elapsed) / min(click_ms), PROMISED,
                 verdict(median(ratios), PROMISED), ", ".join(drivers) or "none", ", ".join(others) or "none",
                 {d.status for d in taken[name]} == {0},
             )
@@ -48,8 +49,8 @@ def measure(options: argparse.Namespace) -> list[Table]:
         Table(
             title="Commands that need no server, beside `python -c 'import click'`",
             columns=(
-                "command", "ms (median)", "import click ms (median)", "ratio (median)", "range", "quickest by quickest", "promised", "",
-                "drivers imported", "other heavy modules imported", "status 0",
+                "command", "ms (median)", "import click ms (median)", "ratio (median)", "range", "quickest by quickest",
+                "promised", "", "drivers imported", "other heavy modules imported", "status 0",
             ),
             rows=tuple(rows),
             notes=(f"{rounds} rounds, each command once in a round; the ratio is taken within a round.",),

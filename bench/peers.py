@@ -46,8 +46,9 @@ def measure(options: argparse.Namespace) -> list[Table]:
         Table(
             title="The same question on a full server",
             columns=(
-                "server", "role", "tool", "called", "answered", "counts idle sessions", "names who holds the slots", "names the cause", "s",
-                "slots held at most", "sessions or attempts", "refused attempts", "the line that tells most",
+                "server", "role", "tool", "called", "answered", "counts idle sessions", "names who holds the slots",
+                "names the cause", "s", "slots held at most", "sessions or attempts", "refused attempts",
+                "the line that tells most",
             ),
             rows=tuple(rows),
             notes=(

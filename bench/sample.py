@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> list[Table]:
             memory.append((held, *_memory(lab)))
             for waiters in WAITERS if size == max(kept) else WAITERS[:1]:
                 with crowd(lab.cluster.port, 0, waiters=waiters, user="web", name="checkout") as waiting:
-                    queue.append((size, waiting["waiting"], *_row(size, read(lab, rounds), None)[2:-2]))
+                    queue.append((size, waiting["waiting"], *_row(size, read(lab, rounds), None)[2:-3]))
                 _gone(lab, held)
     return [_at_rest(rest, rounds), _queueing(queue), _peaks(memory)]
 
@@ -114,9 +114,10 @@ def _row(size: int, taken: Readings, promised: float | None) -> tuple[object, ..
         spread(taken.server_ms),
         middle(taken.processor_ms),
         middle(taken.elapsed_ms),
-        round(median_ms / size * 1000, 1),
+        round(middle(taken.processor_ms) / size * 1000, 1),
         promised if promised is not None else "-",
         verdict(median_ms, promised) if promised is not None else "-",
+        verdict(middle(taken.processor_ms), promised) if promised is not None else "-",
     )
 
 
@@ -134,7 +135,8 @@ def _at_rest(rows: list[tuple[object, ...]], rounds: int) -> Table:
         title="Server time of one sample, idle sessions",
         columns=(
             "sessions", "rows read", "server ms (median)", "server ms, range", "backend processor ms (median)",
-            "elapsed at us, ms (median)", "server µs for each session", "promised ms", "",
+            "elapsed at us, ms (median)", "processor µs for each session", "promised ms", "by the server's clock",
+            "by processor time",
         ),
         rows=tuple(rows),
         notes=(
@@ -161,7 +163,7 @@ def _queueing(rows: list[tuple[object, ...]]) -> Table:
         title="Server time of one sample with sessions that wait for a lock besides",
         columns=(
             "idle sessions", "waiting", "server ms (median)", "server ms, range", "backend processor ms (median)",
-            "elapsed at us, ms (median)", "server µs for each idle session",
+            "elapsed at us, ms (median)", "processor µs for each idle session",
         ),
         rows=tuple(rows),
         notes=("pg_blocking_pids is asked for at most 200 waiting sessions in a sample.",),

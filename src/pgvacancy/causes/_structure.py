@@ -236,14 +236,14 @@ def spread_count(items: Iterable[Life]) -> float:
 def steps(items: Iterable[Life]) -> list[tuple[Life, ...]]:
     """Births as steps, oldest first; one step when there is no natural break between short gaps and long ones.
 
-    The break is where the sorted gaps jump most, threefold at least, and long gaps are the smaller part.
+    The break is where the sorted gaps jump most, by a factor of 2.5 at least, and long gaps are the smaller part.
     """
     ordered = sorted(items, key=born_at)
     between = gaps([born_at(m) for m in ordered])
     if not between:
         return [tuple(ordered)] if ordered else []
     ranked = sorted(between)
-    best_ratio, limit_s = 3.0, math.inf
+    best_ratio, limit_s = 2.5, math.inf
     start = max(0, len(ranked) // 2 - 1)
     for low, high in zip(ranked[start:], ranked[start + 1 :], strict=False):
         floor = max(low, 0.01)
@@ -294,9 +294,9 @@ def generations(parts: Sequence[tuple[Life, ...]]) -> tuple[tuple[Life, ...], tu
     renamed = not old_names & new_names and any(map(names_release, old_names | new_names))
     needed_s = 0.5 if renamed else 1.0 if min(len(older), len(younger)) > 1 else 1.5
     old, new = tuple(m for p in older for m in p), tuple(m for p in younger for m in p)
-    # A program starts as slowly as this machine opens sessions just now, which the unused ones still show.
-    opened_in_s = [min(m.track.use_span_s, BIRTH_S / 4) for m in (*old, *new) if m.used_once]
-    needed_s = max(needed_s, OPENINGS * median(opened_in_s)) if len(opened_in_s) > 2 else needed_s
+    # A program starts as slowly as this machine opens sessions just now, which the quickest unused one shows.
+    opened_in_s = [m.track.use_span_s for m in (*old, *new) if m.used_once]
+    needed_s = max(needed_s, min(LONGEST_FILL_S, OPENINGS * min(opened_in_s))) if len(opened_in_s) > 2 else needed_s
     # Nor may a client count that only waited until the one before had filled its pool.
     needed_s += max(min(LONGEST_FILL_S, (len(p) - 1) * median(gaps(births(p)) or [0.0])) for p in older)
     balanced = min(len(old), len(new)) >= 0.4 * max(len(old), len(new))
@@ -333,7 +333,7 @@ def without_bursts(items: Sequence[Life]) -> list[Life]:
 
 def is_ramp(items: Sequence[Life]) -> bool:
     """Whether births came one by one: neither in one burst nor in equal steps."""
-    return spread_count(items) >= max(1.8, 0.3 * (len(items) - 1)) and not equal_steps(items)
+    return spread_count(items) >= max(1.8, 0.25 * (len(items) - 1)) and not equal_steps(items)
 
 
 def is_paced(items: Sequence[Life]) -> bool:

@@ -53,6 +53,7 @@ from pgvacancy.causes._common import logged_refusals, sql_in, sql_text
 from pgvacancy.causes._examples import pool, server, snapshot
 from pgvacancy.causes._shape import Example, setting
 from pgvacancy.model.diagnosis import Advice, Fact, Finding
+from pgvacancy.model.evidence import RefusalCount
 from pgvacancy.model.ledger import holds_slot, may_hold_slot
 from pgvacancy.model.series import Case, Track, culprits
 from pgvacancy.model.snapshot import Refusal, Role, Sample, Server, Session
@@ -236,17 +237,17 @@ def _limits(case: Case) -> list[_Limit]:
         known |= {("role", r.name): r.connection_limit for r in bound}
         known |= {("database", d.name): d.connection_limit for d in srv.databases if d.connection_limit >= 0}
     limits = [_limit(case, what, name, limit) for (what, name), limit in known.items()]
-    met = [(r.kind, r.user, r.database, r.message) for r in case.snapshot.refusals]
+    met: list[Refusal | RefusalCount] = [*case.snapshot.refusals]
     if srv is None:
-        met += [(r.kind, r.user, r.database, r.message) for r in logged_refusals(case, "role-limit", "database-limit")]
-    for kind, user, database, message in met:
+        met += logged_refusals(case, "role-limit", "database-limit")
+    for r in met:
         what: Literal["role", "database"] | None = (
-            "role" if kind == "role-limit" else "database" if kind == "database-limit" else None
+            "role" if r.kind == "role-limit" else "database" if r.kind == "database-limit" else None
         )
         if what is None:
             continue
-        quoted = NAMED.search(message)
-        name = (user if what == "role" else database) or (quoted[1] if quoted is not None else "")
+        quoted = NAMED.search(r.message)
+        name = (r.user if what == "role" else r.database) or (quoted[1] if quoted is not None else "")
         if (what, name) not in known:
             known[what, name] = -1
             limits.append(_limit(case, what, name, None))

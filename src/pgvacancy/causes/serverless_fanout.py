@@ -238,7 +238,8 @@ def _confidence(crowd: _Crowd) -> float | None:
     """How sure: clients that come and go are the mark; the structure alone is a hint."""
     if not crowd.told_apart:
         # Unlike those of a leak, a pool or people, these sessions rest since their birth *and* come and go.
-        return 0.6 if crowd.born >= 3 and crowd.ended >= 3 else None
+        least = min(crowd.born, crowd.ended)
+        return 0.75 if least >= 5 else 0.6 if least >= 3 else None
     if crowd.born >= 1 and crowd.ended >= 1 and crowd.turnover >= 3:
         return 0.93 if crowd.clients >= 12 else 0.85
     if crowd.turnover >= 2 and crowd.per_client <= 2:

@@ -62,16 +62,18 @@ class Request:
 def observe(request: Request, progress: Progress = lambda _share, _word: None) -> Snapshot:
     """Observe once. Raises an AccessError when nothing at all could be learnt."""
     started_at = time.time()
-    log, log_gaps = _log_files(request)
+    if missing := [path for path in request.logs if not path.exists()]:
+        read_log(missing)  # says what is wrong before anybody waits
     entry, trouble = _enter(request)
     # A pooler given in the server's place is evidence all the same.
     poolers = (*request.poolers, request.dsn) if isinstance(trouble, PoolerError) else request.poolers
     run = _Run(request, entry, poolers, started_at, progress)
-    run.gaps += log_gaps
     try:
         run.look()
     finally:
         run.close()
+    # Afterwards, so that the log tells of the window too, and that no session is held while a large one is read.
+    log = read_log(request.logs, recent_s=RECENT_S, progress=request.log_progress) if request.logs else None
     learnt = run.samples or run.host_samples or log or any(p.reachable for p in run.poolers)
     if trouble is not None and not learnt:
         raise trouble
@@ -105,12 +107,6 @@ def _starting(error: AccessError) -> tuple[Refusal, ...]:
     if isinstance(error, StartingUpError):
         return (Refusal(sqlstate="57P03", kind="starting-up", message=error.seen or error.what),)
     return ()
-
-
-def _log_files(request: Request) -> tuple[LogEvidence | None, list[Gap]]:
-    if not request.logs:
-        return None, []
-    return read_log(list(request.logs), recent_s=RECENT_S, progress=request.log_progress), []
 
 
 class _Run:
@@ -164,7 +160,10 @@ class _Run:
             self.progress(elapsed / window_s, "observing")
             time.sleep(min(pause_s, max(0.0, window_s - elapsed)))
             cost_s = self._read()
-            pause_s = max(INTERVAL_S, 20 * cost_s)
+            # A costly reading loads the server by a twentieth at most, as long as five readings remain.
+            pause_s = max(INTERVAL_S, min(20 * cost_s, window_s / 5))
+        if window_s > 0 and len(self.samples or self.host_samples) < 2:
+            self._read()  # on a starved machine the first reading may outlast the window
         self.progress(1.0, "observed")
 
     def _read(self) -> float:

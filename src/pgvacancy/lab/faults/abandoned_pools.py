@@ -5,7 +5,7 @@ from __future__ import annotations
 from pgvacancy.lab.lab import Lab
 
 SIZE = 4
-PAUSE_S = 0.6
+PAUSE_S = 1.0
 
 
 def fault(lab: Lab) -> None:

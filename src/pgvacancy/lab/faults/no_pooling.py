@@ -12,7 +12,7 @@ def fault(lab: Lab) -> None:
     requests = lab.ordinary_slots
     for driver in DRIVERS:
         lab.client(
-            "churn", user="web", sessions=requests, think=0.2, driver=driver, work="SELECT pg_sleep(0.1)",
+            "churn", user="web", sessions=requests, think=0.3, driver=driver, work="SELECT pg_sleep(0.25)",
             application_name="shop",
         ).ready()  # fmt: skip
     lab.wait_refused()

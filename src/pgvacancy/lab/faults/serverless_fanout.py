@@ -6,6 +6,9 @@ import sys
 
 from pgvacancy.lab.lab import DATABASE, Lab, Process
 
+OBSERVE_S = 3.0
+LOOK_S = 2.0
+
 
 def fault(lab: Lab) -> None:
     """More invocations than slots, each frozen for some seconds."""

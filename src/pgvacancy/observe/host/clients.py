@@ -35,13 +35,18 @@ class Search:
     stopped_early: bool = False
 
 
-def find_clients(ends: Mapping[End, Socket], *, skip: Collection[int] = (), budget_s: float = 0.4) -> Search:
+BUDGET_S = 1.5
+"""A loaded machine needs its time: without the clients' processes, one address looks like one client."""
+
+
+def find_clients(ends: Mapping[End, Socket], *, skip: Collection[int] = (), budget_s: float = BUDGET_S) -> Search:
     """Processes that hold these client ends. ``skip``: the server's own. Stops after ``budget_s`` seconds."""
     wanted = {f"socket:[{s.inode}]": end for end, s in ends.items() if s.inode}
     found: list[ClientProcess] = []
     closed = 0
     deadline = time.monotonic() + budget_s
-    for pid in sorted(set(pids()) - set(skip)) if wanted else ():
+    # The newest first: clients that come and go are young, and what the machine started with is none of them.
+    for pid in sorted(set(pids()) - set(skip), reverse=True) if wanted else ():
         if not wanted or time.monotonic() > deadline:
             break
         held = descriptors(pid)

@@ -155,6 +155,8 @@ def _attempt(question: _Question, host: Host, address: Address, *, tls: bool) ->
         if reply.kind == "ready":
             with suppress(OSError):
                 channel.sendall(wire.TERMINATE)
+        if reply.kind in {"ready", "authentication"}:
+            see_off(channel)
         return judge(reply, question.asked, tls=secured)
     except ssl.SSLError as e:
         # After the handshake, too: TLS 1.3 reports a missing client certificate with the first answer.
@@ -166,6 +168,19 @@ def _attempt(question: _Question, host: Host, address: Address, *, tls: bool) ->
     finally:
         channel.close()
         plain.close()
+
+
+def see_off(channel: socket.socket) -> None:
+    """After our good-bye, wait until the server closes its end, at most :data:`GOODBYE_S` seconds.
+
+    A backend gives its slot back before its process ends and the socket with it, so whoever connects after this
+    does not hold a second slot for a moment.
+    """
+    with suppress(OSError):
+        channel.settimeout(GOODBYE_S)
+        channel.shutdown(socket.SHUT_WR)
+        while channel.recv(4096):
+            pass
 
 
 def _secure(question: _Question, host: Host, plain: socket.socket, clock: _Clock) -> tuple[bytes, socket.socket]:

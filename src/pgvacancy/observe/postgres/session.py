@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from dataclasses import replace
 from typing import Any
@@ -13,6 +15,7 @@ from pgvacancy.model.ledger import make_ledger
 from pgvacancy.model.snapshot import Access, Gap, Sample, Server, Session
 from pgvacancy.observe.postgres import rows
 from pgvacancy.observe.postgres.doors import Connection, Entry, door_of
+from pgvacancy.observe.postgres.probe import see_off
 from pgvacancy.observe.postgres.statements import OLDEST, statement
 
 MAX_LOCK_WAITERS = 200
@@ -39,8 +42,16 @@ class ServerSession:
         self._prepared_transactions = 0
 
     def close(self) -> None:
-        """Give the slot back."""
-        self._connection.close()
+        """Give the slot back, and see that the server has it."""
+        try:
+            # PQfinish() says good-bye and does not wait; a second descriptor of the socket lets us.
+            line = socket.socket(fileno=os.dup(self._connection.fileno()))
+        except (psycopg.Error, OSError):
+            self._connection.close()
+            return
+        with line:
+            self._connection.close()
+            see_off(line)
 
     def prepare(self) -> Server:
         """Make the session harmless and read what does not change. Raises UnsupportedVersionError below 13."""
