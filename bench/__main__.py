@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import psycopg
 
-from bench._process import note
+from bench._process import note, yardstick_ms
 from bench._table import Table, save
 from pgvacancy.model.errors import PgvacancyError
 
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = 0
     for part in options.parts or PARTS:
         begun = time.monotonic()
-        note(f"{part}: {PARTS[part]} (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)")
+        load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, yardstick {yardstick_ms():.0f} ms"
+        note(f"{part}: {PARTS[part]} ({load})")
         measure: Callable[[argparse.Namespace], list[Table]] = importlib.import_module(f"bench.{part}").measure
         try:
             tables = measure(options)
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         note(f"{part}: {time.monotonic() - begun:.0f} s, {path}")
         for table in tables:
             print(table.markdown(), end="\n\n", flush=True)
+        print(f"Machine at the beginning of this part: {load}.", end="\n\n", flush=True)
     return failed
 
 

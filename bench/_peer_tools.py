@@ -69,8 +69,8 @@ def tools() -> tuple[list[Tool], list[str]]:
 
 
 _ELSEWHERE = {
-    "pgmetrics": "not on the PATH; distributed neither by Debian nor as a Python or npm package",
-    "pgcenter": "not on the PATH; distributed neither by Debian nor as a Python or npm package",
+    "pgmetrics": "not on the PATH, and the distribution (Debian 12) has no package of it",
+    "pgcenter": "not on the PATH, and the distribution (Debian 12) has no package of it",
 }
 
 

@@ -102,6 +102,16 @@ def interleaved(
     return taken
 
 
+def yardstick_ms() -> float:
+    """Processor time of always the same sum, the median of five: how quick this machine is just now."""
+    taken = []
+    for _ in range(5):
+        begun = time.process_time()
+        sum(range(2_000_000))
+        taken.append((time.process_time() - begun) * 1000)
+    return sorted(taken)[2]
+
+
 def note(text: str) -> None:
     """Progress, to standard error."""
     print(f"bench: {text}", file=sys.stderr, flush=True)

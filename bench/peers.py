@@ -112,7 +112,7 @@ def _one(lab: Lab, seen: Witness, tool: Tool, role: str) -> tuple[object, ...]:
     answered = bool(_NUMBERS.search(text)) and not (_ERROR.search(text) and len(text) < 400)
     who = sum(1 for person in PEOPLE if re.search(rf"\b{person}\b", text)) >= 2
     idle = bool(_IDLE.search(text))
-    cause = bool(_CAUSE.search(text))
+    cause = bool(_CAUSE.search(text.split("not checked")[0]))  # a list of what could not be judged names none
     return (
         answered, idle, who, cause, answer.elapsed_s, seen.slots, len(seen.pids), _refusals(lab) - before,
         _telling_line(text),

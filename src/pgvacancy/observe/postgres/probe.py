@@ -27,6 +27,7 @@ from pgvacancy.observe.postgres.verdict import Asked, Outcome, ProbeResult, judg
 __all__ = ["ProbeResult", "probe"]
 
 DEFAULT_TIMEOUT_S = 3.0
+GOODBYE_S = 0.5
 MAX_ADDRESSES = 8
 """A name that resolves to more is tried no further."""
 
@@ -177,9 +178,9 @@ def see_off(channel: socket.socket) -> None:
     does not hold a second slot for a moment.
     """
     with suppress(OSError):
-        channel.settimeout(GOODBYE_S)
         channel.shutdown(socket.SHUT_WR)
-        while channel.recv(4096):
+        receive = _receiver(channel, _Clock(GOODBYE_S))
+        while receive(4096):
             pass
 
 
