@@ -96,7 +96,7 @@ def test_down_after_a_crash(home: Path) -> None:
 
 def test_wrong_words_are_explained(home: Path) -> None:
     run = call(home, "run", "no-such-cause")
-    assert run.returncode == 3
+    assert run.returncode == 2
     assert "no-such-cause" in run.stderr
     assert "idle-sessions" in run.stderr
     up = call(home, "up", "--pg-bin", "/nonexistent")

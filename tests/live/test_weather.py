@@ -41,6 +41,18 @@ def test_elsewhere_nothing_but_the_refusal_is_known(lab: Lab) -> None:
     assert report["not_checked"]
 
 
+def test_a_pooler_that_cannot_be_read_is_said(lab: Lab) -> None:
+    snapshot = observe(Request(dsn=lab.cluster.dsn(), poolers=("host=127.0.0.1 port=1 user=x",), observe_s=0))
+    assert any(g.probe == "pooler" for g in snapshot.gaps)
+
+
+def test_limits_are_read_from_the_machine_when_nobody_gets_in(lab: Lab) -> None:
+    snapshot = observe(Request(dsn=lab.cluster.dsn(), host_only=True, observe_s=0))
+    assert snapshot.server is not None
+    assert snapshot.server.settings["max_connections"] == "20"
+    assert snapshot.server.settings["superuser_reserved_connections"] == "3"
+
+
 def test_another_door(lab: Lab) -> None:
     lab.client("hold", sessions=lab.ordinary_slots).ready()
     lab.wait_refused()
@@ -97,9 +109,24 @@ def test_a_pooler_where_a_server_is_expected(lab: Lab) -> None:
         assert lab.cluster.sql("SHOW default_transaction_read_only")[0][0] == "off"
 
 
+def test_refusals_of_the_log_count_when_nothing_else_answers(pg_bin: Path | None) -> None:
+    with Cluster({"max_connections": "12"}, pg_bin=pg_bin) as cluster:
+        lab = Lab(cluster)
+        lab.furnish()
+        lab.client("hold", sessions=lab.ordinary_slots).ready()
+        lab.wait_refused()
+        lab.stop_clients()
+        cluster.stop()
+        report = to_json(diagnose(observe(Request(dsn=cluster.dsn(), logs=(cluster.log,), observe_s=0))))
+    assert report["refusal"]["kind"] == "reserved-for-superuser"
+    assert report["refusal"]["source"] == "log"
+    assert report["severity"] == "critical"
+
+
 def test_log_of_a_server_that_is_down(pg_bin: Path | None) -> None:
     with Cluster({"max_connections": "12"}, pg_bin=pg_bin) as cluster:
         cluster.stop()
         snapshot = observe(Request(dsn=cluster.dsn(), logs=(cluster.log,), observe_s=0))
     assert snapshot.log is not None
+    assert not snapshot.refusals
     assert any("cannot be reached" in g.reason for g in snapshot.gaps)

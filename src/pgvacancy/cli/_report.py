@@ -49,7 +49,9 @@ def _head(diagnosis: Diagnosis) -> Text:
         parts.append(f"managed by {server.managed_by}")
     door = snapshot.access.door
     parts.append(f"{door} door" if door != "none" else "no door opened")
-    parts.append(f"observed {snapshot.observed_s:.1f} s, {len(snapshot.samples)} readings")
+    parts.append(
+        f"observed {snapshot.observed_s:.1f} s, {len(snapshot.samples)} reading{'s' * (len(snapshot.samples) != 1)}"
+    )
     parts.append(iso(snapshot.taken_at))
     return Text(" · ".join(parts), style="dim")
 
@@ -63,11 +65,11 @@ def _verdict(diagnosis: Diagnosis) -> Text:
         text.append(f"{best.cause}", "bold")
         text.append(f": {best.summary}")
     elif diagnosis.severity == "ok":
-        unchecked = len(diagnosis.not_checked) + len(diagnosis.crashed)
+        unchecked = len(diagnosis.not_checked) + len(diagnosis.crashed) + len(diagnosis.snapshot.gaps)
         text.append("no cause found")
-        text.append(f"; {unchecked} could not be checked" if unchecked else " in any of the causes checked")
+        text.append("; not everything could be looked at, see below" if unchecked else " in any of the causes checked")
     else:
-        text.append("slots are scarce, and no cause stands out: nothing that was seen explains it")
+        text.append("no cause stands out; a longer look (--observe 30) or other thresholds may tell")
     if diagnosis.snapshot.interrupted:
         text.append(f"\n {diagnosis.snapshot.interrupted}", "yellow")
     return text
@@ -126,6 +128,8 @@ def _not_checked(out: Console, diagnosis: Diagnosis) -> None:
     for reason, causes in list(reasons.items())[:MAX_NOT_CHECKED]:
         prefix = f"{', '.join(causes)}: " if causes else ""
         out.print(_line("", f"{prefix}{reason}"))
+    if len(reasons) > MAX_NOT_CHECKED:
+        out.print(_line("", f"and {len(reasons) - MAX_NOT_CHECKED} more: --format json lists all"))
 
 
 def _slots(finding: Finding) -> str:

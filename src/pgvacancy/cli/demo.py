@@ -15,6 +15,9 @@ def command(cause: str, pg_bin: Path | None) -> int:
 
     Nothing outside the private server is touched, and nothing is left behind.
     """
+    from pgvacancy.lab.binaries import require_extra  # noqa: PLC0415 - only when the lab is wanted
+
+    require_extra()
     from pgvacancy.cli._report import print_report  # noqa: PLC0415 - imports rich
     from pgvacancy.cli._trial import ask, laboratory  # noqa: PLC0415 - imports the driver
     from pgvacancy.lab.scenario import load_scenario  # noqa: PLC0415 - likewise

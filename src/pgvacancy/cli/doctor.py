@@ -112,7 +112,8 @@ def status(diagnosis: Diagnosis, fail_on: str) -> int:
         "warning" if fail_on == "warning" else "critical"
     ):
         return 1
-    looked = diagnosis.snapshot.samples or diagnosis.snapshot.log or diagnosis.snapshot.poolers
+    snapshot = diagnosis.snapshot
+    looked = snapshot.samples or snapshot.log or any(p.reachable for p in snapshot.poolers)
     return 0 if looked else 3
 
 

@@ -22,6 +22,9 @@ PG_BIN = click.option(
 @click.group()
 def command() -> None:
     """A private PostgreSQL on loopback to try all of this on, and faults with real clients to switch on."""
+    from pgvacancy.lab.binaries import require_extra  # noqa: PLC0415 - only when the lab is wanted
+
+    require_extra()
 
 
 @command.command("up")

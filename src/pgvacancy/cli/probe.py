@@ -147,6 +147,10 @@ def advice(result: ProbeResult, target: Target, dsn: str | None) -> list[str]:
 
 
 def _next(result: ProbeResult, kind: str | None, place: str) -> str:
+    if result.looks_like_pooler and result.outcome == "free":
+        return f"pgvacancy doctor --pgbouncer{place or ' DSN_OF_THE_POOLER'} DSN_OF_THE_SERVER"
+    if kind in {"reserved-for-superuser", "reserved-for-role"}:
+        return f"pgvacancy doctor --door 'DSN of a superuser'{place}   (this role does not get in)"
     if result.outcome == "free":
         return f"pgvacancy doctor{place}   (who holds the slots, and how many are left)"
     if result.outcome == "starting-up":

@@ -25,6 +25,21 @@ ACCOUNTS = ("postgres", "nobody")
 """Accounts tried, in order, when running as root."""
 
 
+NEEDS = ("psutil", "psycopg2", "asyncpg", "sqlalchemy")
+"""What the lab's clients and its bookkeeping import."""
+
+
+def require_extra() -> None:
+    """Raise MissingProgramError when the ``lab`` extra is not installed."""
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingProgramError(
+            "the lab is not installed",
+            seen=f"cannot import {', '.join(missing)}",
+            next="pip install 'pgvacancy[lab]'   or, in a checkout:   pip install '.[lab]'",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """The operating system's user that owns a private server; None for both means ourselves."""

@@ -15,13 +15,14 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pgvacancy.lab.cluster import Cluster
 from pgvacancy.lab.lab import Lab
-from pgvacancy.model.errors import LabError
+from pgvacancy.model.errors import UnknownTopicError
 
 MAX_CONNECTIONS = 20
 """Small, so that a real shortage takes a second to make."""
@@ -87,9 +88,12 @@ def scenario_slugs() -> tuple[str, ...]:
 
 
 def load_scenario(slug: str) -> Scenario:
-    """One scenario. Raises LabError for an unknown slug."""
+    """One scenario. Raises UnknownTopicError for an unknown slug."""
     if slug not in scenario_slugs():
-        raise LabError(
-            f"no such fault: {slug}", seen=f"known: {', '.join(scenario_slugs())}", next="pgvacancy lab run --help"
+        near = get_close_matches(slug, scenario_slugs(), n=1)
+        raise UnknownTopicError(
+            f"no such fault: {slug}",
+            seen=f"known: {', '.join(scenario_slugs())}",
+            next=f"pgvacancy lab run {near[0]}" if near else "pgvacancy lab run --help",
         )
     return Scenario(slug, importlib.import_module(f"pgvacancy.lab.faults.{slug.replace('-', '_')}"))

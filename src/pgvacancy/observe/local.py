@@ -8,7 +8,7 @@ from pathlib import Path
 from pgvacancy.model.evidence import BackendProcess, HostEvidence
 from pgvacancy.model.ledger import holds_slot
 from pgvacancy.model.snapshot import Gap, Server, Session
-from pgvacancy.observe.host import HostWatch, locate_postmaster, read_backends, server_log_path
+from pgvacancy.observe.host import HostWatch, locate_postmaster, read_backends, read_limits, server_log_path
 from pgvacancy.observe.postgres.conninfo import Target
 
 MIN_PEER_IDLE_S = 1.0
@@ -67,6 +67,11 @@ class HostReader:
         """Give up without a result."""
         if self._watch is not None:
             self._watch.close()
+
+    def server(self) -> Server | None:
+        """What the machine tells of a server that lets nobody in: its limits; None when they are closed to us."""
+        limits = read_limits(self._postmaster) if self._postmaster else {}
+        return Server(version_num=0, settings=limits) if "max_connections" in limits else None
 
     @property
     def server_log(self) -> Path | None:

@@ -6,10 +6,12 @@ log, the poolers in front. What could not be observed becomes a gap with its rea
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from pgvacancy.model.errors import (
     AccessError,
@@ -20,7 +22,7 @@ from pgvacancy.model.errors import (
     UnreachableError,
 )
 from pgvacancy.model.evidence import HostEvidence, LogEvidence, PoolerEvidence
-from pgvacancy.model.snapshot import Access, Gap, Refusal, Sample, Server, Snapshot
+from pgvacancy.model.snapshot import Access, Gap, Refusal, RefusalKind, Sample, Server, Snapshot
 from pgvacancy.observe.host import sample_from_backends
 from pgvacancy.observe.local import HostReader
 from pgvacancy.observe.logs import read_log, read_tail
@@ -97,7 +99,7 @@ def _enter(request: Request) -> tuple[Entry, AccessError | None]:
             seen="the backend's pid is not the one the log-in was given"
             if target.database != "pgbouncer"
             else "a console",
-            next=f"pgvacancy doctor --pgbouncer '{target.display.split(' ')[0]}' DSN_OF_THE_SERVER",
+            next=f"pgvacancy doctor --pgbouncer {shlex.quote(target.shareable)} DSN_OF_THE_SERVER",
         )
         return Entry(target=target, attempts=entry.attempts), pooler
     return entry, None
@@ -155,6 +157,8 @@ class _Run:
 
     def _watch(self, begun: float) -> None:
         window_s = self.request.observe_s
+        if self.session is None and self._host is None and not self._readers:
+            return  # nothing to look at: nobody should wait for it
         pause_s = INTERVAL_S
         while (elapsed := time.monotonic() - begun) < window_s:
             self.progress(elapsed / window_s, "observing")
@@ -199,6 +203,8 @@ class _Run:
             self.host, gaps = self._host.finish()
             self.gaps += gaps
             self._read_host_log(self._host.server_log)
+            if self.session is None:
+                self.server = self._host.server()
         if self.session is not None:
             self.gaps += self.session.gaps
             if self.interrupted is None and self.server_log is None:
@@ -213,6 +219,8 @@ class _Run:
 
     def _finish_pooler(self, dsn: str, reader: PoolerReader) -> PoolerEvidence:
         evidence = reader.finish()
+        if evidence.problem:
+            self.gaps.append(Gap(probe="pooler", reason=f"pooler {evidence.target}: {evidence.problem}"))
         refusal = probe_through_pooler(dsn, evidence)
         if refusal is None:
             return evidence
@@ -267,14 +275,17 @@ class _Run:
         if trouble is not None:
             self.gaps.append(Gap(probe="sessions", reason=f"{trouble.what}: {trouble.seen}"))
         elif self.session is None and not self.request.host_only:
-            self.gaps.append(Gap(probe="sessions", reason=no_free_slot(self.entry).tried))
+            error = no_free_slot(self.entry)
+            self.gaps.append(Gap(probe="sessions", reason=f"{error.what}: {error.tried}; next: {error.next}"))
+        if self.session is None and log is not None:
+            self.refusals += _logged(log)
         samples = self.samples or self.host_samples
         return Snapshot(
             taken_at=samples[-1].taken_at if samples else self.started_at,
             observed_s=round(self.observed_s, 2),
             access=self.access,
             target=self.entry.target.display,
-            server=self.server or _server_from_host(self.host),
+            server=self.server,
             samples=tuple(samples),
             refusals=tuple(self.refusals),
             log=log,
@@ -285,12 +296,20 @@ class _Run:
         )
 
 
-def _server_from_host(host: HostEvidence | None) -> Server | None:
-    """What the control file tells when no session can be had; the reserves are the server's defaults then."""
-    limit = host.control.get("max_connections setting") if host is not None else None
-    if limit is None:
-        return None
-    return Server(version_num=0, settings={"max_connections": limit, "superuser_reserved_connections": "3"})
+def _logged(log: LogEvidence) -> list[Refusal]:
+    """The refusals in a log, the most frequent first: all there is to go by when no session could be had."""
+    ranked = sorted(log.refusals, key=lambda r: -r.count)
+    return [
+        Refusal(
+            sqlstate="08P01" if r.kind.startswith("pooler-") else "53300",
+            kind=cast("RefusalKind", r.kind),
+            message=r.message,
+            user=r.user,
+            database=r.database,
+            source="log",
+        )
+        for r in ranked[:5]
+    ]
 
 
 __all__ = ["Request", "observe"]

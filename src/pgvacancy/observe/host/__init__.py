@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pgvacancy.observe.host.backends import read_backends
 from pgvacancy.observe.host.peer_watch import peers
-from pgvacancy.observe.host.postmaster import Located, find_postmaster, locate_postmaster, server_log_path
+from pgvacancy.observe.host.postmaster import Located, find_postmaster, locate_postmaster, read_limits, server_log_path
 from pgvacancy.observe.host.samples import sample_from_backends
 from pgvacancy.observe.host.watch import HostWatch
 
@@ -19,6 +19,7 @@ __all__ = [
     "locate_postmaster",
     "peers",
     "read_backends",
+    "read_limits",
     "sample_from_backends",
     "server_log_path",
 ]

@@ -31,6 +31,7 @@ _CONTROL = {
     "max_locks_per_xact setting",
 }
 CONTROL_DEADLINE_S = 2.0
+LIMITS = ("max_connections", "superuser_reserved_connections", "reserved_connections", "max_wal_senders")
 _PERHAPS = "may be the one, but its files are closed to us"
 
 
@@ -200,19 +201,43 @@ def read_control(postmaster: int) -> tuple[dict[str, str], str]:
     those of the primary, as its WAL recorded them.
     Source: https://www.postgresql.org/docs/current/app-pgcontroldata.html
     """
+    output, reason = _run_beside(postmaster, "pg_controldata")
+    return (parse_control(output), "") if output is not None else ({}, reason)
+
+
+def read_limits(postmaster: int) -> dict[str, str]:
+    """The limits a running server was started with, without asking it: files first, its command line over them.
+
+    ``postgres -C`` shows what the files say; what was given on the command line stands in postmaster.opts.
+    Source: https://www.postgresql.org/docs/current/app-postgres.html
+    """
+    found: dict[str, str] = {}
+    for name in LIMITS:
+        output, _ = _run_beside(postmaster, "postgres", "-C", name)
+        if output is not None:
+            found[name] = output.strip()
+    given = (read_bytes(f"/proc/{postmaster}/cwd/postmaster.opts") or b"").decode("utf-8", "replace")
+    for name, value in re.findall(r"[\"\s](?:-c\"?\s+\"?|--)([\w-]+)=([^\"\s]+)", given):
+        if name.replace("-", "_") in LIMITS:
+            found[name.replace("-", "_")] = value
+    return found
+
+
+def _run_beside(postmaster: int, program: str, *arguments: str) -> tuple[str | None, str]:
+    """What a program from beside the server's executable prints about its data directory, or why nothing."""
     executable, directory = link(postmaster, "exe"), data_directory_of(postmaster)
     if executable is None or directory is None:
-        return {}, "the server's executable or data directory is not shown to us"
-    program = Path(executable).with_name("pg_controldata")
-    if not program.exists():
-        return {}, f"no pg_controldata beside {executable}"
+        return None, "the server's executable or data directory is not shown to us"
+    path = Path(executable).with_name(program)
+    if not path.exists():
+        return None, f"no {program} beside {executable}"
     try:
         owner = Path(f"/proc/{postmaster}").stat()
         drop: dict[str, Any] = {}
         if os.geteuid() == 0:
             drop = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
         done = subprocess.run(
-            [program, "-D", directory],
+            [path, "-D", directory, *arguments],
             capture_output=True,
             text=True,
             errors="replace",
@@ -223,10 +248,10 @@ def read_control(postmaster: int) -> tuple[dict[str, str], str]:
             **drop,
         )
     except (OSError, subprocess.TimeoutExpired) as e:
-        return {}, f"pg_controldata did not run: {type(e).__name__}"
+        return None, f"{program} did not run: {type(e).__name__}"
     if done.returncode != 0:
-        return {}, f"pg_controldata: {(done.stderr.strip() or 'failed').splitlines()[-1]}"
-    return parse_control(done.stdout), ""
+        return None, f"{program}: {(done.stderr.strip() or 'failed').splitlines()[-1]}"
+    return done.stdout, ""
 
 
 def parse_control(text: str) -> dict[str, str]:

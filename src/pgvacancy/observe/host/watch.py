@@ -99,7 +99,7 @@ class HostWatch:
 
 def _gaps_of(search: Search) -> list[Gap]:
     if search.stopped_early:
-        return [Gap(probe="host:clients", reason="too many open files on this machine to find every client's process")]
+        return [Gap(probe="host:clients", reason="too many processes on this machine to find every client's in time")]
     if search.missing and search.closed_to_us:
         reason = f"{search.missing} clients on this machine belong to processes whose open files are not ours to see"
         return [Gap(probe="host:clients", reason=reason)]

@@ -11,6 +11,7 @@ Each attempt costs the server a fork, so there is one attempt for each door and 
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def _error(seen: ProbeResult, target: Target) -> AccessError:
         return PoolerError(
             f"{where} is a PgBouncer, not a PostgreSQL server, and it refuses",
             seen=f"{seen.refusal.kind}: {seen.refusal.message}",
-            next=f"pgvacancy doctor --pgbouncer '{where}' DSN_OF_THE_SERVER",
+            next=f"pgvacancy doctor --pgbouncer {shlex.quote(target.shareable)} DSN_OF_THE_SERVER",
         )
     match seen.outcome:
         case "starting-up":

@@ -61,12 +61,12 @@ def _candidates(target: Target, server: Server, sample: Sample) -> list[tuple[st
     at_limit: list[tuple[str, str]] = []
     per_role = Counter(s.user for s in sample.sessions if holds_slot(s))
     for role in server.roles:
-        if role.name in ordinary and 0 <= role.connection_limit <= per_role[role.name]:
+        if role.name in ordinary and 0 < role.connection_limit <= per_role[role.name]:
             database = next((d for (u, d), _ in held.most_common() if u == role.name), target.database)
             at_limit.append((role.name, database or ""))
     per_database = Counter(s.database for s in sample.sessions if holds_slot(s))
     for database_row in server.databases:
-        if 0 <= database_row.connection_limit <= per_database[database_row.name]:
+        if 0 < database_row.connection_limit <= per_database[database_row.name]:
             user = next((u for (u, d), _ in held.most_common() if d == database_row.name), None)
             if user is not None:
                 at_limit.append((user, database_row.name))
