@@ -40,6 +40,8 @@ LONGEST_FILL_S = 5.0
 """Births further apart than a filling of this length come from use, not from filling a pool."""
 OPENINGS = 20
 """A program that starts takes no longer than this many openings of a session."""
+CHURN_RATIO = 0.3
+"""As many births *and* ends as this share of what is there, within a few seconds: sessions pass through."""
 PATIENCE = 5.0
 """Pauses up to this many mean intervals are usual: a longer one has a probability of e^-5, below one percent."""
 
@@ -192,11 +194,25 @@ def members(family: Iterable[Life]) -> list[tuple[Life, ...]]:
     A client is a process, or an address where processes are unknown; several names within one client are
     several clients, unless nearly every session has a name of its own.
     """
-    items = list(family)
+    items = _with_known_clients(list(family))
     parts = _parts(items, lambda m: (m.track.client, m.track.session.application_name))
     if sum(1 for p in parts if len(p) == 1) > len(parts) / 2:
         parts = _parts(items, lambda m: m.track.client)
     return sorted(parts, key=began_at)
+
+
+def _with_known_clients(items: list[Life]) -> list[Life]:
+    """Leave out the few whose process is not known although their neighbours' at the same address are.
+
+    They are somebody's, but nobody can say whose: as a client of its own their address would be an invention.
+    """
+    known = {m.track.session.client_addr for m in items if m.track.client != (m.track.session.client_addr or "local")}
+    sure = [
+        m
+        for m in items
+        if m.track.client != (m.track.session.client_addr or "local") or m.track.session.client_addr not in known
+    ]
+    return sure if 2 * len(sure) >= len(items) else items
 
 
 def _parts(items: Sequence[Life], key: Callable[[Life], Hashable]) -> list[tuple[Life, ...]]:
@@ -209,6 +225,23 @@ def _parts(items: Sequence[Life], key: Callable[[Life], Hashable]) -> list[tuple
 def began_at(member: Iterable[Life]) -> float:
     """The first birth, on the server's clock."""
     return min(born_at(m) for m in member)
+
+
+def comes_and_goes(case: Case, family: Family) -> bool:
+    """Whether this family's sessions are opened and closed all the time: what exists at one instant is no pool then.
+
+    Sessions of a start-up are born and those of a shutdown end; only a connection per request does both. Where
+    sessions live for less than the pause between two readings, the server's own count of them tells.
+    """
+    mine = [t for t in case.all_tracks if not t.session.is_own and family_of(t) == family]
+    alive = [t for t in mine if t.alive]
+    born, ended = sum(1 for t in mine if t.born_in_window), sum(1 for t in mine if not t.alive)
+    if min(born, ended) >= max(2, CHURN_RATIO * len(alive)):
+        return True
+    if not alive or case.window_s <= 0 or median(t.age_s for t in alive) > case.window_s:
+        return False
+    missed = (case.sessions_per_s or 0.0) * case.window_s - case.births
+    return missed + ended >= max(2, len(alive))
 
 
 def born_at(life: Life) -> float:

@@ -52,6 +52,7 @@ from pgvacancy.causes._structure import (
     Family,
     Life,
     began_at,
+    comes_and_goes,
     described,
     families,
     family_of,
@@ -87,6 +88,8 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     for family, lives in families(case).items():
         people = sum(1 for m in lives if PEOPLE.search(m.track.session.application_name))
         if len(lives) < settings.min_share_ratio * ledger.ordinary_slots or people > len(lives) / 2:
+            continue
+        if comes_and_goes(case, family):
             continue
         parts = [p for p in members(lives) if len(p) > 1] or members(lives)
         pair = generations(parts)

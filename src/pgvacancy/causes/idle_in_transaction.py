@@ -47,7 +47,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from pgvacancy.causes._common import severity_of, sql_in
+from pgvacancy.causes._common import gone_clients, severity_of, sql_in
 from pgvacancy.causes._examples import pool, server, snapshot
 from pgvacancy.causes._shape import Example, setting
 from pgvacancy.model.diagnosis import Advice, Fact, Finding
@@ -76,7 +76,8 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     ledger = case.ledger
     if ledger is None or not case.scarce:
         return None
-    inside = [t for t in case.tracks if t.in_transaction]
+    gone = gone_clients(case)  # nobody is at the other end of these any more: another cause's matter
+    inside = [t for t in case.tracks if t.in_transaction and t.key not in gone]
     dumps = [t for t in inside if is_dump(t)]
     parked = [t for t in inside if is_parked(t, settings.min_idle_s) and not is_dump(t)]
     share = len(parked) / max(1, ledger.ordinary_slots)
@@ -107,7 +108,11 @@ def detect(case: Case, settings: Settings) -> Finding | None:
         counter_evidence=(
             Fact(fact="in a transaction too, but in use or younger", value=len(inside) - len(parked) - len(dumps)),
             Fact(fact="pg_dump or COPY between two tables, left alone", value=len(dumps)),
-            Fact(fact="sessions of the same owners still being opened while we looked (a leak)", value=int(grows)),
+            Fact(
+                fact="more of them were opened while we looked and none closed: a leak too" if grows
+                else "more of them being opened while we looked, none closed (a leak)",
+                value=int(grows),
+            ),
         ),
         culprits=culprits(parked),
         remedies=(
@@ -157,7 +162,7 @@ def is_dump(track: Track) -> bool:
 
 
 def still_grows(case: Case, parked: list[Track]) -> bool:
-    """Whether owners of these sessions keep opening more, evenly, and close none: then a leak says it better."""
+    """Whether owners of these sessions keep opening more, evenly, and close none: they leak open transactions."""
     owners = {Owner.of(t) for t in parked}
     mine = [t for t in case.tracks if Owner.of(t) in owners and t.in_transaction]
     born = sum(1 for t in mine if t.born_in_window)
@@ -167,7 +172,7 @@ def still_grows(case: Case, parked: list[Track]) -> bool:
 
 def _confidence(case: Case, parked: list[Track], *, grows: bool) -> float:
     if grows:
-        return 0.45
+        return 0.8
     if case.window_s <= 0:
         return 0.75
     unused = sum(1 for t in parked if not t.used_in_window)

@@ -55,6 +55,7 @@ from pgvacancy.causes._structure import (
     PEOPLE,
     Family,
     Life,
+    comes_and_goes,
     common_size,
     described,
     equal_steps,
@@ -82,6 +83,9 @@ class Settings:
     min_share_ratio: float = setting(0.5, "pools that hold less than half of the slots leave room by themselves")
     min_equal_ratio: float = setting(0.6, "the last pools may be cut short by the limit, the others hold one number")
     min_unused_ratio: float = setting(0.5, "when most members were used within seconds, the size is wanted")
+    min_idle_members_ratio: float = setting(
+        0.25, "on a full server less will do, but with fewer members to spare no smaller size would help"
+    )
     single_share_ratio: float = setting(0.75, "one client alone counts only when it leaves next to nothing for others")
 
 
@@ -109,7 +113,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
 
 
 def _pools(case: Case, family: Family, lives: Sequence[Life], slots: int, settings: Settings) -> _Pools | None:
-    if len(lives) < settings.min_share_ratio * slots or _of_people(lives):
+    if len(lives) < settings.min_share_ratio * slots or _of_people(lives) or comes_and_goes(case, family):
         return None
     parts = members(lives)
     by = "client and application_name"
@@ -135,7 +139,7 @@ def _pools(case: Case, family: Family, lives: Sequence[Life], slots: int, settin
     if len(parts) == 2 and equal < 1.0 and near < 1.0:
         return None
     lasting = unused >= settings.min_unused_ratio
-    if not lasting and (not case.full or _busy(case, lives)):
+    if not lasting and (not case.full or unused < settings.min_idle_members_ratio or _busy(case, lives)):
         return None
     sure = 0.88 if equal >= 0.75 else 0.75
     sure -= 0.2 * (not lasting) + 0.15 * (size <= 2) + 0.1 * (case.window_s <= 0) + 0.1 * by.startswith("births")
