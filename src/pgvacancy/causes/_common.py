@@ -46,6 +46,21 @@ def sql_text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+def pooler_ini(case: Case, database: str = "") -> str:
+    """The lines of a PgBouncer configuration that make all clients share few sessions.
+
+    Source: https://www.pgbouncer.org/config.html
+    """
+    slots = case.ledger.ordinary_slots if case.ledger is not None else 0
+    size = max(2, min(20, slots // 4)) if slots else 20
+    name = database if re.fullmatch(r"[a-z_][a-z0-9_]*", database) else "*"
+    return (
+        f"[databases]\n{name} = host=SERVER port=5432\n[pgbouncer]\nlisten_port = 6432\n"
+        f"auth_type = scram-sha-256\nauth_file = /etc/pgbouncer/userlist.txt\n"
+        f"pool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 1000"
+    )
+
+
 def logged_refusals(case: Case, *kinds: str) -> tuple[RefusalCount, ...]:
     """Refusals of these kinds that stand in the log, however old: look at ``last_at``."""
     log = case.snapshot.log

@@ -51,6 +51,23 @@ def waits(session: Session) -> bool:
     return session.state == "active" and session.wait_event_type == "Lock" and not session.is_own
 
 
+def end_command(root: Session) -> str:
+    """SQL that ends a session, and only while it is in the very state it was seen in.
+
+    A pid is used again, and a session that has committed since holds nobody up any more: so the start of the session
+    and that of the transaction (without one: the last change of state) are compared in the same statement.
+    """
+    inside = (root.state or "").startswith("idle in transaction")
+    since = ("xact_start", root.xact_start_at) if inside else ("state_change", root.state_change_at)
+    guards = [f"pid = {root.pid}", "state LIKE 'idle in transaction%'" if inside else "state = 'idle'"]
+    guards += [
+        f"{column} = to_timestamp({at:.6f})"
+        for column, at in (("backend_start", root.backend_start_at), since)
+        if at is not None
+    ]
+    return f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {' AND '.join(guards)};"
+
+
 def piles(sample: Sample) -> tuple[Pile, ...]:
     """The queues of one reading, longest first; each waiter stands in one of them."""
     sessions = {s.pid: s for s in sample.sessions}

@@ -47,12 +47,43 @@ def pool_culprits(pooler: PoolerEvidence) -> tuple[Culprit, ...]:
             application_name="pgbouncer", user=p.user, database=p.database, client=pooler.target, slots=servers_of(p)
         )
         for p in ordered[:8]
+        if servers_of(p)
     )
 
 
 def longest_s(tracks: list[Track]) -> float:
     """The longest statement running among these sessions, in seconds."""
     return round(max((t.running_s for t in tracks), default=0.0), 2)
+
+
+def behind_pooler(case: Case, poolers: list[PoolerEvidence]) -> list[Track]:
+    """The sessions that the poolers' consoles say are theirs."""
+    pids = {pid for p in poolers for pid in p.server_pids}
+    return [t for t in case.tracks if t.session.pid in pids]
+
+
+def many(count: int, what: str) -> str:
+    """A number with its noun."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def wanted_size(case: Case, queue: PoolReading, size: int) -> tuple[int, str]:
+    """A pool size under which nobody would wait just now, within what the server has left, and the reasoning.
+
+    Servers at work are counted rather than clients: PgBouncer calls idle clients active too.
+    """
+    needed = max(size + 1, queue.servers_active + queue.clients_waiting)
+    why = f"{queue.servers_active} server connections at work + {queue.clients_waiting} clients waiting"
+    where = "on the console, then in pgbouncer.ini"
+    if case.ledger is None:
+        return needed, f"{why}; {where}; what the server has free is not known from here: look there first"
+    room = case.ledger.free_ordinary + case.ledger.own  # ours leaves again
+    if not room:
+        return size, f"{why}, but the server has no slot free for ordinary roles: make room there first"
+    # A tenth of the slots stays free, so that the remedy does not fill the server itself.
+    wanted = min(needed, size + max(1, room - case.ledger.ordinary_slots // 10))
+    cut = "" if wanted == needed else "cut to what fits: "
+    return wanted, f"{why}; {cut}the server has {room} slots free for ordinary roles; {where}"
 
 
 def free_slots(case: Case) -> tuple[Fact, ...]:

@@ -93,6 +93,7 @@ class Cause:
         return finding
 
 
+@cache
 def slugs() -> tuple[str, ...]:
     """The slugs of all causes, in the order of their codes' files; imports none of them."""
     here = str(Path(__file__).parent)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pgvacancy.causes._common import sql_in
 from pgvacancy.causes._shape import Cause, load_all
 from pgvacancy.model.diagnosis import (
     SEVERITIES,
@@ -21,12 +22,25 @@ from pgvacancy.model.diagnosis import (
     SessionKey,
     Severity,
 )
+from pgvacancy.model.ledger import may_hold_slot
 from pgvacancy.model.series import Case
 from pgvacancy.model.snapshot import Snapshot
 
 RESIDUAL = frozenset({"limit-too-small"})
 """Explains what no other cause does, so it ranks behind any finding that is at least likely."""
 LIKELY = 0.5
+MISSING = {
+    "sessions": "no session could be seen: nobody could log in, and the server's processes are not within reach",
+    "sql": "pg_stat_activity could not be asked, as nobody could log in; process titles tell neither ages nor use",
+    "states": "session states are not recorded: track_activities is off",
+    "time": "there is one reading only, and use shows between two: give --observe 3",
+    "server": "the server's settings and roles could not be read",
+    "log": "the server's log was not read: give --log FILE, or run on the server's machine",
+    "host": "the server's own machine was not seen: run there",
+    "pooler": "no pooler's console was read: give --pgbouncer DSN",
+    "refusal": "no refusal was met",
+}
+"""One true sentence for each word of :func:`available_probes`; hidden sessions have one of their own."""
 
 
 def available_probes(snapshot: Snapshot) -> frozenset[str]:
@@ -41,8 +55,8 @@ def available_probes(snapshot: Snapshot) -> frozenset[str]:
         probes.add("sessions")
         if snapshot.samples[-1].source == "sql":
             probes.add("sql")
-            if snapshot.access.sees_all_sessions:
-                probes.add("all-sessions")
+        if not hidden_slots(snapshot):
+            probes.add("all-sessions")
         if len(snapshot.samples) > 1:
             probes.add("time")
         others = [s for s in snapshot.samples[-1].sessions if not s.is_own]
@@ -73,7 +87,7 @@ def diagnose(
     crashed: list[Crashed] = []
     for cause in causes if causes is not None else load_all():
         if not any(need <= probes for need in cause.needs):
-            not_checked.append(NotChecked(cause=cause.slug, reason=_reason(cause, probes)))
+            not_checked.append(NotChecked(cause=cause.slug, reason=_reason(cause, probes, snapshot)))
             continue
         try:
             finding = cause.detect(case, values or {})
@@ -82,6 +96,10 @@ def diagnose(
             continue
         if finding is not None:
             found.append((cause, finding))
+        elif "all-sessions" not in probes and all("sql" in need for need in cause.needs if need <= probes):
+            # What we saw is proof enough where it speaks for a cause; its silence says nothing about what is hidden.
+            reason = f"not among the sessions we may see; {_hidden(snapshot)}"
+            not_checked.append(NotChecked(cause=cause.slug, reason=reason))
     findings = rank(claim(found), case)
     return Diagnosis(
         snapshot=snapshot,
@@ -141,7 +159,25 @@ def _unexplained(case: Case, findings: tuple[Finding, ...]) -> int:
     return max(0, ledger.used - ledger.own - claimed)
 
 
-def _reason(cause: Cause, probes: frozenset[str]) -> str:
-    lacking: list[frozenset[str]] = sorted((need - probes for need in cause.needs), key=len)
-    missing = sorted(lacking[0])
-    return cause.why_not or f"needs {', '.join(missing)}, which could not be observed"
+def hidden_slots(snapshot: Snapshot) -> int:
+    """The most sessions that may hold a slot and of which we saw the role and no more, at any reading."""
+    return max((sum(1 for s in sample.sessions if may_hold_slot(s)) for sample in snapshot.samples), default=0)
+
+
+def _reason(cause: Cause, probes: frozenset[str], snapshot: Snapshot) -> str:
+    """What is really missing, by the alternative that lacks least."""
+    lacking = min((need - probes for need in cause.needs), key=lambda words: (len(words), sorted(words)))
+    if "sessions" in lacking or "sql" in lacking:
+        lacking -= {"states", "all-sessions", "time"}  # all of them follow from it
+    if "states" in lacking and hidden_slots(snapshot):
+        lacking = (lacking - {"states"}) | {"all-sessions"}
+    sentences = [_hidden(snapshot) if word == "all-sessions" else MISSING.get(word, word) for word in sorted(lacking)]
+    return "; ".join([*sentences, cause.why_not] if cause.why_not else sentences)
+
+
+def _hidden(snapshot: Snapshot) -> str:
+    role = snapshot.access.role or "the role"
+    return (
+        f"{hidden_slots(snapshot)} sessions of other roles are hidden from {role}: "
+        f"GRANT pg_read_all_stats TO {sql_in([role])};"
+    )

@@ -66,7 +66,6 @@ from pgvacancy.model.series import Case, culprits, keys
 CODE = "PGC109"
 ORDER = 80
 NEEDS = ({"sql", "states"},)
-WHY_NOT = "needs session states and ages from pg_stat_activity"
 GRACE_S = 1.0
 """Uses this soon after the next step began belong to the change from one pool to the other."""
 
@@ -180,7 +179,7 @@ def _finding(case: Case, found: Sequence[tuple[Life, ...]], share: float) -> Fin
                 slug="fix-application-code",
                 difficulty="medium",
                 disruption="none",
-                command="pgvacancy lint PATH",
+                command=r'grep -rnE "create_engine\(|ConnectionPool\(|create_pool\(|new Pool\(|HikariDataSource\(" .',
                 why="one pool per process, made outside of what is reloaded, closed at shutdown",
             ),
         ),

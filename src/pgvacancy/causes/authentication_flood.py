@@ -60,8 +60,8 @@ from pgvacancy.model.snapshot import Session, Snapshot
 
 CODE = "PGC117"
 ORDER = 20
-NEEDS = ({"sessions", "server"},)
-WHY_NOT = "needs the sessions (pg_stat_activity) or the server's process titles"
+NEEDS = ({"all-sessions", "server"},)
+WHY_NOT = "log-ins under way are nobody's sessions yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +201,13 @@ def _guessing(case: Case, ledger: Ledger, settings: Settings) -> Finding | None:
             Fact(fact="failed log-ins per second", value=round(rate, 1), source="log"),
             Fact(fact="slots held by unfinished log-ins, mean over the readings", value=round(mean, 1)),
             *(Fact(fact=f"of the failures: {k}", value=v, source="log") for k, v in log.login_failures.items()),
+            *(
+                Fact(fact=f"of the failures, from {client}", value=times, source="log")
+                for client, times in list(log.login_failures_by_client.items())[:8]
+            ),
         ),
         counter_evidence=(
             Fact(fact="sessions established per second", value=round(admitted, 1), source="pg_stat_database"),
-        ),
-        culprits=tuple(
-            Culprit(application_name="", user="", database="", client=client, slots=0)
-            for client in list(log.login_failures_by_client)[:8]
         ),
         remedies=_remedies(_lasting(case, settings.min_login_s), settings),
     )

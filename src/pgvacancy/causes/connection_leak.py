@@ -1,4 +1,4 @@
-"""An application opens sessions and never gives them back; they pile up, unused.
+r"""An application opens sessions and never gives them back; they pile up, unused.
 
 What it is
 ----------
@@ -28,7 +28,8 @@ What to do, least disruptive first
    new sessions only; not on a role that a pool uses, unless it is above the pool's own idle limit).
 3. First aid: end the unused sessions. The evidence says how long that lasts at the present pace.
 4. The cure is in the code: close on every path (`with closing(...)`, `try`/`finally`, one pool per process).
-   `pgvacancy lint PATH` finds the places.
+   Look at every place that opens one: `grep -rnE "connect\(|getconn\(|acquire\(|raw_connection\(" .`, and follow
+   each path out of it to a `close()` (or `putconn()`, `release()`).
 
 Often mistaken for
 ------------------
@@ -76,7 +77,8 @@ from pgvacancy.model.series import Case, culprits, keys
 CODE = "PGC101"
 ORDER = 80
 NEEDS = ({"sql", "states"},)
-WHY_NOT = "needs session states and ages from pg_stat_activity"
+FIND_OPENINGS = r'grep -rnE "connect\(|getconn\(|acquire\(|raw_connection\(" .'
+"""The places in the source that open a session or take one from a pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +247,7 @@ def _finding(case: Case, ramps: Sequence[_Ramp], leaked: tuple[Life, ...], *, gr
                 slug="fix-application-code",
                 difficulty="medium",
                 disruption="none",
-                command="pgvacancy lint PATH",
+                command=FIND_OPENINGS,
                 why=f"the cure: close on every path in {', '.join(sorted(n for n in names if n)[:3]) or 'the program'}",
             ),
         ),

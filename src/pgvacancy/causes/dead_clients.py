@@ -56,7 +56,6 @@ from pgvacancy.model.snapshot import Server
 CODE = "PGC112"
 ORDER = 70
 NEEDS = ({"sql", "states"},)
-WHY_NOT = "needs session states from pg_stat_activity; proof needs the server's own machine"
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pgvacancy.causes._common import severity_of, sql_in
+from pgvacancy.causes._common import pooler_ini, severity_of, sql_in
 from pgvacancy.causes._examples import pool, server, snapshot
 from pgvacancy.causes._shape import Example, setting
 from pgvacancy.causes._structure import (
@@ -67,7 +67,6 @@ from pgvacancy.model.series import Case, culprits, keys
 CODE = "PGC110"
 ORDER = 80
 NEEDS = ({"sql", "states"},)
-WHY_NOT = "needs session states and ages from pg_stat_activity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,7 @@ def _finding(case: Case, family: Family, older: Sequence[Life], younger: Sequenc
                 slug="deploy-pooler",
                 difficulty="medium",
                 disruption="none",
-                command="pgvacancy pool init --dir DIR --mode transaction",
+                command=pooler_ini(case, family[1]),
                 why="both generations then share one pool",
             ),
             Advice(

@@ -57,7 +57,6 @@ from pgvacancy.model.series import Case, Owner, Track, culprits, keys, ramp_rati
 CODE = "PGC105"
 ORDER = 60
 NEEDS = ({"sql", "states"},)
-WHY_NOT = "needs session states and ages from pg_stat_activity"
 
 LONG_TRANSACTION = 10
 """A transaction this many times older than ``min_idle_s`` counts although it is used now and then."""
@@ -109,7 +108,8 @@ def detect(case: Case, settings: Settings) -> Finding | None:
             Fact(fact="in a transaction too, but in use or younger", value=len(inside) - len(parked) - len(dumps)),
             Fact(fact="pg_dump or COPY between two tables, left alone", value=len(dumps)),
             Fact(
-                fact="more of them were opened while we looked and none closed: a leak too" if grows
+                fact="more of them were opened while we looked and none closed: a leak too"
+                if grows
                 else "more of them being opened while we looked, none closed (a leak)",
                 value=int(grows),
             ),

@@ -51,7 +51,6 @@ from pgvacancy.model.series import Case, Owner, Track, culprits, keys
 CODE = "PGC104"
 ORDER = 110
 NEEDS = ({"sql", "states"},)
-WHY_NOT = "needs session states and ages from pg_stat_activity"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ How we know
 -----------
 No slot is free; nearly every session was used while we looked; they spread over several clients; hardly any was born
 or ended; nothing waits, nothing leaks, nobody hurries. It is what remains when no other cause explains the slots,
-and so it claims last. Whether the machine would bear more is computed from its memory, at ten megabytes for
+and so it claims last. Where a single client holds nearly all of them, a pool that is too large is the other reading,
+and we are no surer than even. Whether the machine would bear more is computed from its memory, at ten megabytes for
 each session beside shared_buffers, when the doctor runs on the server's machine.
 
 What to do, least disruptive first
@@ -53,8 +54,7 @@ from pgvacancy.model.series import Case, Owner, Track, culprits, group, keys, re
 
 CODE = "PGC100"
 ORDER = 130
-NEEDS = ({"sql", "states", "time", "server"},)
-WHY_NOT = "needs two readings of all sessions, to see whether they are used: run the doctor with --observe 3"
+NEEDS = ({"sql", "states", "time", "server", "all-sessions"},)
 
 DEFAULT_LIMIT = 100
 """Source: https://www.postgresql.org/docs/current/runtime-config-connection.html#GUC-MAX-CONNECTIONS"""
@@ -72,8 +72,8 @@ class Settings:
     """Thresholds of limit-too-small."""
 
     min_used_ratio: float = setting(0.8, "an honest demand uses nearly all of what it holds")
-    min_clients_count: float = setting(2, "a single client that fills a server has a pool too large for it")
-    max_client_ratio: float = setting(0.8, "when one client holds nearly everything its pool is the matter")
+    min_clients_count: float = setting(2, "a single client that fills a server may as well have too large a pool")
+    max_client_ratio: float = setting(0.8, "when one client holds nearly everything its pool may be the matter")
     max_turnover_ratio: float = setting(0.2, "sessions that come and go are a demand without bound or without pool")
     session_bytes: float = setting(10 * 1024 * 1024, "private memory of a session in use, on the safe side")
 
@@ -86,7 +86,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     in_use = used(case)
     clients = group(in_use, lambda t: (Owner.of(t), t.client))
     told_apart = demand(case, in_use).told_apart
-    if not in_use or (told_apart and len(clients) < settings.min_clients_count):
+    if not in_use:
         return None
     used_ratio = len(in_use) / len(case.tracks)
     turnover = (case.births + case.deaths) / len(case.tracks)
@@ -94,19 +94,24 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     if (
         used_ratio < settings.min_used_ratio
         or turnover > settings.max_turnover_ratio
-        or (told_apart and largest > settings.max_client_ratio)
         or 10 * len(stuck(case)) > len(case.tracks)
     ):
         return None
+    shared = told_apart and len(clients) >= settings.min_clients_count and largest <= settings.max_client_ratio
     bearable = affordable(case, settings.session_bytes)
     return Finding(
         code=CODE,
         cause="limit-too-small",
         severity=severity_of(case, len(in_use) / max(1, ledger.ordinary_slots)),
-        confidence=_confidence(len(clients), largest, told_apart=told_apart),
+        confidence=_confidence(len(clients), largest, shared=shared),
         summary=(
-            f"{len(in_use)} sessions of {len(clients)} clients are in steady use, and max_connections is "
-            f"{ledger.max_connections}: the demand is honest, the limit is small"
+            f"{len(in_use)} sessions of {_clients(len(clients))} are in steady use, and max_connections is "
+            f"{ledger.max_connections}: "
+            + (
+                "the demand is honest, the limit is small"
+                if shared
+                else "the limit is too small for that, or a pool too large"
+            )
         ),
         claims=keys(in_use),
         evidence=(
@@ -120,6 +125,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
             Fact(fact="sessions not in use", value=len(case.tracks) - len(in_use)),
             Fact(fact="sessions born or ended while we looked", value=case.births + case.deaths),
             Fact(fact="sessions stuck behind a lock", value=len(stuck(case))),
+            *_other_reading(clients, largest, shared=shared, told_apart=told_apart),
             Fact(fact="stability of the demand: a few seconds were seen, hours with a peak would make it certain"),
         ),
         culprits=culprits(in_use),
@@ -127,10 +133,31 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     )
 
 
-def _confidence(clients: int, largest: float, *, told_apart: bool) -> float:
-    if not told_apart:
-        return 0.5
+def _confidence(clients: int, largest: float, *, shared: bool) -> float:
+    if not shared:
+        return 0.5  # what is left when nothing else explains a full server: as likely as the other reading
     return 0.85 if clients >= 3 and largest <= 0.6 else 0.65
+
+
+def _clients(count: int) -> str:
+    return f"{count} clients" if count > 1 else "1 client"
+
+
+def _other_reading(
+    clients: dict[tuple[Owner, str], tuple[Track, ...]], largest: float, *, shared: bool, told_apart: bool
+) -> tuple[Fact, ...]:
+    """What speaks for a pool that is too large rather than for a limit that is too small."""
+    if shared:
+        return ()
+    (owner, client), tracks = next(iter(clients.items()))
+    if not told_apart:
+        return (Fact(fact="whether one client holds nearly all, and so has too large a pool, is not known"),)
+    return (
+        Fact(
+            fact=f"a single client ({owner}, {client}) holds {100 * largest:.0f} %: its pool may be too large",
+            value=len(tracks),
+        ),
+    )
 
 
 def used(case: Case) -> list[Track]:
@@ -138,8 +165,14 @@ def used(case: Case) -> list[Track]:
     result: list[Track] = []
     for tracks in group(case.tracks, lambda t: (Owner.of(t), t.client)).values():
         patience_s = PATIENCE * revisit_s(tracks, case.window_s)
-        most = 2 * sum(1 for t in tracks if t.used_in_window) > len(tracks)
-        result += [t for t in tracks if t.used_in_window or (most and t.idle and t.state_age_s < patience_s)]
+        now = sum(1 for t in tracks if t.used_in_window)
+        most, some = 2 * now > len(tracks), 3 * now > len(tracks)
+        result += [
+            t
+            for t in tracks
+            # A slow habit is believed of a session only that has shown it before: used again well after its birth.
+            if t.used_in_window or ((most or (some and t.used_late)) and t.idle and t.state_age_s < patience_s)
+        ]
     return result
 
 
@@ -217,8 +250,13 @@ def _advice(case: Case, in_use: list[Track], bearable: int | None) -> tuple[Advi
 SERVICES = ("billing", "mail", "search", "shop")
 EXAMPLES = (
     Example(
-        "a large pool of one client, used again and again, with a second one beside it",
+        "a large pool of one client, used again and again, on a server with a little room",
         "quiet",
+        lambda: snapshot(server(100), pool("web", 90, idle_s=(0, 2), used=True)),
+    ),
+    Example(
+        "a large pool of one client, used again and again, fills the server: nothing else explains it",
+        "fires",
         lambda: snapshot(
             server(100),
             pool("web", 94, idle_s=(0, 2), used=True),

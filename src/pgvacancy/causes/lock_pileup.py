@@ -59,7 +59,7 @@ from statistics import median
 from pgvacancy.causes._common import severity_of, sql_in
 from pgvacancy.causes._demand import lock_wait_s
 from pgvacancy.causes._examples import Pair, pool, server, snapshot
-from pgvacancy.causes._locks import PREPARED, Pile, piles
+from pgvacancy.causes._locks import PREPARED, Pile, end_command, piles
 from pgvacancy.causes._shape import Example, setting
 from pgvacancy.model.diagnosis import Advice, Culprit, Fact, Finding
 from pgvacancy.model.fingerprint import without_literals
@@ -68,8 +68,8 @@ from pgvacancy.model.snapshot import Session
 
 CODE = "PGC106"
 ORDER = 50
-NEEDS = ({"sql", "states"},)
-WHY_NOT = "needs wait events and blockers from pg_stat_activity and pg_blocking_pids"
+NEEDS = ({"sql", "states", "all-sessions"},)
+WHY_NOT = "the blocker may be anybody's session"
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,17 +289,14 @@ def _advice(blocker: Blocker) -> tuple[Advice, ...]:
                 why="then ROLLBACK PREPARED 'gid' in that database, once its transaction manager agrees",
             )
         )
-    elif blocker.idle:
+    elif blocker.idle and blocker.root is not None:
         result.append(
             Advice(
                 slug="cancel-blocker",
                 difficulty="easy",
                 disruption="ends-sessions",
                 frees=blocker.freed,
-                command=(
-                    f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {blocker.pid} "
-                    "AND state LIKE 'idle%';"
-                ),
+                command=end_command(blocker.root),
                 why=f"{blocker.root_promise}; its transaction is rolled back; a cancel would do nothing",
             )
         )

@@ -55,7 +55,6 @@ from pgvacancy.model.series import Case, Owner, Track, culprits, keys
 CODE = "PGC113"
 ORDER = 40
 NEEDS = ({"sql"},)
-WHY_NOT = "needs application names and roles from pg_stat_activity"
 
 _STATISTICS = re.compile(
     r"\bpg_stat|\bpg_locks\b|\bpg_settings\b|\bpg_(?:database|total_relation|relation|table|tablespace)_size\b"

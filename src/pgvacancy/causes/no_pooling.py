@@ -23,8 +23,8 @@ a lower bound. Watch it yourself: `SELECT sum(sessions) FROM pg_stat_database;` 
 What to do, least disruptive first
 ----------------------------------
 1. Protect the other applications: `ALTER ROLE ... CONNECTION LIMIT n` on this role.
-2. Put PgBouncer in front, `pool_mode = transaction`: only the DSN changes, and log-ins become cheap. Let
-   `pgvacancy pool audit` look first whether the application relies on session state.
+2. Put PgBouncer in front, `pool_mode = transaction`: only the DSN changes, and log-ins become cheap. Look
+   first whether the application relies on session state: `SET`, `LISTEN`, temporary tables, session advisory locks.
 3. Give each process one pool, opened at start-up and sized small (a few sessions per core of the *server*), and
    borrow from it.
 
@@ -49,7 +49,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pgvacancy.causes._arrivals import Turnover, mean_share, refused_per_s, turnovers
-from pgvacancy.causes._common import severity_of, sql_in
+from pgvacancy.causes._common import pooler_ini, severity_of, sql_in
 from pgvacancy.causes._examples import NOW_AT, WINDOW_S, Pair, pool, server, snapshot
 from pgvacancy.causes._shape import Example, setting
 from pgvacancy.model.diagnosis import Advice, Fact, Finding
@@ -59,8 +59,7 @@ from pgvacancy.model.snapshot import Sample, Snapshot
 
 CODE = "PGC102"
 ORDER = 120
-NEEDS = ({"sql", "time"},)
-WHY_NOT = "needs two readings of pg_stat_activity: give --observe at least 2"
+NEEDS = ({"sql", "time", "all-sessions"},)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +174,7 @@ def _finding(  # noqa: PLR0913 - the figures of one finding
                 slug="deploy-pooler",
                 difficulty="medium",
                 disruption="none",
-                command="pgvacancy pool init --dir pooler --listen 127.0.0.1:6432 --mode transaction",
+                command=pooler_ini(case, churners[0].owner.database),
                 why="keeps a few sessions open and makes log-ins cheap; only the DSN changes",
             ),
             Advice(

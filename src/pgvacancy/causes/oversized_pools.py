@@ -48,7 +48,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pgvacancy.causes._common import severity_of, sql_in
+from pgvacancy.causes._common import pooler_ini, severity_of, sql_in
 from pgvacancy.causes._examples import pool, server, snapshot
 from pgvacancy.causes._shape import Example, setting
 from pgvacancy.causes._structure import (
@@ -73,7 +73,6 @@ from pgvacancy.model.series import Case, culprits, keys
 CODE = "PGC108"
 ORDER = 80
 NEEDS = ({"sql", "states"},)
-WHY_NOT = "needs session states and ages from pg_stat_activity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +226,7 @@ def _finding(case: Case, pools: _Pools) -> Finding:
                 slug="deploy-pooler",
                 difficulty="medium",
                 disruption="none",
-                command="pgvacancy pool init --dir DIR --mode transaction",
+                command=pooler_ini(case, pools.family[1]),
                 why="all processes share one pool of the size that is really used",
             ),
             Advice(

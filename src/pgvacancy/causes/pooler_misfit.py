@@ -53,14 +53,17 @@ from pgvacancy.causes._common import severity_of
 from pgvacancy.causes._examples import pool, server, snapshot
 from pgvacancy.causes._poolers import (
     POOLERS,
+    behind_pooler,
     config_int,
     example_pooler,
     free_slots,
     is_short,
     longest_s,
+    many,
     pool_culprits,
     pooler_refusals,
     servers_of,
+    wanted_size,
 )
 from pgvacancy.causes._shape import Example, setting
 from pgvacancy.model.diagnosis import Advice, Fact, Finding
@@ -70,7 +73,6 @@ from pgvacancy.model.series import Case, Track, culprits, group, keys
 CODE = "PGC118"
 ORDER = 80
 NEEDS = ({"sessions"}, {"pooler"}, {"refusal"}, {"log"})
-WHY_NOT = "needs the server's sessions, or a pooler's console: --pgbouncer DSN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ def _at_client_cap(case: Case, pooler: PoolerEvidence, settings: Settings) -> Fi
             *free_slots(case),
             Fact(fact="clients waiting for a server", value=waiting, source="SHOW POOLS"),
         ),
+        claims=keys(behind_pooler(case, [pooler])),
         culprits=pool_culprits(pooler),
         remedies=(
             Advice(
@@ -140,7 +143,7 @@ def _queueing(case: Case, pooler: PoolerEvidence, settings: Settings) -> Finding
     queue = max((p for p in pooler.pools if p.clients_waiting), key=lambda p: p.clients_waiting, default=None)
     if queue is None:
         return None
-    behind = [t for t in case.tracks if t.session.pid in set(pooler.server_pids)]
+    behind = behind_pooler(case, [pooler])
     short = is_short(queue)
     if short and case.full:
         return None if not _holds_most(case, behind, settings) else _overrun_by(case, behind, [pooler], 0.9)
@@ -159,7 +162,7 @@ def _queueing(case: Case, pooler: PoolerEvidence, settings: Settings) -> Finding
         severity="critical" if refused or near or queue.max_wait_s >= 1 else "warning",
         confidence=(0.6 if single else 0.9) - (0.2 if case.full else 0.0),
         summary=(
-            f"{queue.clients_waiting} clients wait in PgBouncer {pooler.target} for one of {size} server connections "
+            f"clients waiting in PgBouncer {pooler.target}: {queue.clients_waiting}, for {many(size, 'server connection')} "
             f"({queue.user}@{queue.database}): {kind}"
         ),
         evidence=(
@@ -182,6 +185,7 @@ def _queueing(case: Case, pooler: PoolerEvidence, settings: Settings) -> Finding
                 else ()
             ),
         ),
+        claims=keys(behind),
         culprits=pool_culprits(pooler),
         remedies=_queue_remedies(case, queue, size, kind),
         weight=0.3 if case.full else 1.0,
@@ -213,8 +217,7 @@ def _kind(queue: PoolReading, behind: list[Track], settings: Settings, *, short:
 
 
 def _queue_remedies(case: Case, queue: PoolReading, size: int, kind: Kind) -> tuple[Advice, ...]:
-    room = case.ledger.free_ordinary if case.ledger is not None else 0
-    wanted = size + max(1, min(queue.clients_waiting, size, room // 2 or 1))
+    wanted, reason = wanted_size(case, queue, size)
     advice = []
     if kind.startswith("clients idle"):
         advice.append(
@@ -232,7 +235,7 @@ def _queue_remedies(case: Case, queue: PoolReading, size: int, kind: Kind) -> tu
                 difficulty="medium",
                 disruption="reload",
                 command="pool_mode = transaction",
-                why="in pgbouncer.ini, after checking that no session state is needed: pgvacancy pool audit",
+                why="in pgbouncer.ini, once no client needs SET, LISTEN, temporary tables or session advisory locks",
             )
         )
     return (
@@ -241,8 +244,8 @@ def _queue_remedies(case: Case, queue: PoolReading, size: int, kind: Kind) -> tu
             slug="resize-pool",
             difficulty="easy",
             disruption="none",
-            command=f"SET default_pool_size = {wanted};",
-            why=f"on the console, then in pgbouncer.ini; the server has {room} slots free for ordinary roles",
+            command=f"SET default_pool_size = {wanted};" if wanted > size else "",
+            why=reason,
         ),
     )
 
@@ -252,8 +255,7 @@ def _overrun(case: Case, settings: Settings) -> Finding | None:
     if case.ledger is None or not case.scarce:
         return None
     known = [p for p in case.snapshot.poolers if p.reachable]
-    pids = {pid for p in known for pid in p.server_pids}
-    by_console = [t for t in case.tracks if t.session.pid in pids]
+    by_console = behind_pooler(case, known)
     by_process = [t for t in case.tracks if POOLERS.search(t.client)]
     by_name = [t for t in case.tracks if POOLERS.search(t.session.application_name)]
     found = list({t.key: t for t in (*by_console, *by_process, *by_name)}.values())

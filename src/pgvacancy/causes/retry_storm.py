@@ -58,10 +58,10 @@ from pgvacancy.causes._arrivals import (
     spare_forks_per_s,
     turnovers,
 )
-from pgvacancy.causes._common import sql_in
+from pgvacancy.causes._common import pooler_ini, sql_in
 from pgvacancy.causes._examples import NOW_AT, pool, server, snapshot
 from pgvacancy.causes._shape import Example, setting
-from pgvacancy.model.diagnosis import Advice, Culprit, Fact, Finding
+from pgvacancy.model.diagnosis import Advice, Fact, Finding
 from pgvacancy.model.evidence import HostEvidence, LogEvidence, RefusalCount
 from pgvacancy.model.series import Case, keys
 from pgvacancy.model.snapshot import Refusal
@@ -69,7 +69,6 @@ from pgvacancy.model.snapshot import Refusal
 CODE = "PGC116"
 ORDER = 20
 NEEDS = ({"sessions", "time", "log"}, {"sessions", "time", "host"})
-WHY_NOT = "refusals stand in the server's log only: give it with --log FILE, or run on the server's machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +121,12 @@ def detect(case: Case, settings: Settings) -> Finding | None:
             Fact(fact="share of the attempts that are refused", value=round(storm.refused / attempts, 3), source="log"),
             Fact(fact="unfinished log-ins seen at one reading and gone at the next", value=len(passing_logins(case))),
             *_host_facts(case),
+            *_refused(case),
         ),
         counter_evidence=(
             Fact(fact="share of the used slots held by short requests that were served", value=round(by_requests, 2)),
             Fact(fact="sessions that hold slots whatever the storm does", value=len(case.tracks)),
         ),
-        culprits=_culprits(case),
         remedies=_remedies(case),
     )
 
@@ -180,21 +179,23 @@ def _host_facts(case: Case) -> tuple[Fact, ...]:
     )
 
 
-def _culprits(case: Case) -> tuple[Culprit, ...]:
-    """Who is refused, by the log; these hold no slot."""
-    log = case.snapshot.log
-    named = [r for r in log.refusals if r.kind in SLOT_KINDS and (r.user or r.client)] if log is not None else []
-    found: dict[tuple[str, str, str], None] = {}
-    for r in sorted(named, key=lambda r: -r.count):
-        found.setdefault((r.user or "", r.database or "", r.client or ""))
+def _refused(case: Case) -> tuple[Fact, ...]:
+    """Who is refused, by the log. Facts rather than culprits: these hold no slot."""
     return tuple(
-        Culprit(application_name="", user=user, database=database, client=client, slots=0)
-        for user, database, client in list(found)[:8]
+        Fact(fact="refused: " + ", ".join(f"{k} {v}" for k, v in who if v), source="log") for who in _refused_most(case)
     )
 
 
+def _refused_most(case: Case) -> list[tuple[tuple[str, str], ...]]:
+    log = case.snapshot.log
+    named = [r for r in log.refusals if r.kind in SLOT_KINDS and (r.user or r.client)] if log is not None else []
+    ordered = sorted(named, key=lambda r: -r.count)
+    found = dict.fromkeys((r.user or "", r.database or "", r.client or "") for r in ordered)
+    return [(("role", u), ("database", d), ("from", c)) for u, d, c in list(found)[:4]]
+
+
 def _remedies(case: Case) -> tuple[Advice, ...]:
-    roles = [c.user for c in _culprits(case) if c.user][:1]
+    roles = [user for (_, user), *_ in _refused_most(case) if user][:1]
     cap = max(2, case.ledger.ordinary_slots // 2) if case.ledger is not None else 10
     return (
         Advice(
@@ -207,7 +208,7 @@ def _remedies(case: Case) -> tuple[Advice, ...]:
             slug="deploy-pooler",
             difficulty="medium",
             disruption="none",
-            command="pgvacancy pool init --dir pooler --listen 127.0.0.1:6432 --mode transaction",
+            command=pooler_ini(case),
             why="a queue in front: clients wait instead of being refused and trying again",
         ),
         Advice(

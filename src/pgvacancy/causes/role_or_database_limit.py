@@ -61,7 +61,6 @@ from pgvacancy.model.snapshot import Refusal, Role, Sample, Server, Session
 CODE = "PGC114"
 ORDER = 10
 NEEDS = ({"server", "sessions"}, {"refusal"}, {"log"})
-WHY_NOT = "needs the limits of roles and databases, or a refusal seen"
 
 NAMED = re.compile(r'"(.+)"')
 COUNTS_CLIENTS_ONLY = {13: 130_019, 14: 140_016, 15: 150_011, 16: 160_007, 17: 170_003}

@@ -51,7 +51,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from pgvacancy.causes._arrivals import life_s
-from pgvacancy.causes._common import by_design, is_monitor, severity_of, sql_in
+from pgvacancy.causes._common import by_design, is_monitor, pooler_ini, severity_of, sql_in
 from pgvacancy.causes._examples import Pair, pool, server, snapshot
 from pgvacancy.causes._shape import Example, setting
 from pgvacancy.model.diagnosis import Advice, Fact, Finding
@@ -60,7 +60,6 @@ from pgvacancy.model.series import Case, Track, culprits, group, keys
 CODE = "PGC111"
 ORDER = 80
 NEEDS = ({"sql", "states"},)
-WHY_NOT = "needs session states and ages from pg_stat_activity"
 
 _PEOPLE = re.compile(
     r"psql|dbeaver|pgadmin|datagrip|postico|tableplus|navicat|dbvis|heidisql|beekeeper|jupyter|jetbrains", re.IGNORECASE
@@ -171,7 +170,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
                 slug="deploy-pooler",
                 difficulty="medium",
                 disruption="none",
-                command="pgvacancy pool init --dir pooler --listen 127.0.0.1:6432 --mode transaction",
+                command=pooler_ini(case, crowd.database),
                 why="any number of clients then share a few sessions",
             ),
             Advice(

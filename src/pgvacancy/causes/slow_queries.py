@@ -58,8 +58,7 @@ from pgvacancy.model.series import Case, Track, culprits, keys
 
 CODE = "PGC107"
 ORDER = 120
-NEEDS = ({"sql", "states"},)
-WHY_NOT = "needs session states and statement ages from pg_stat_activity"
+NEEDS = ({"sql", "states", "all-sessions"},)
 
 CLIENT_WAITS = frozenset({"ClientWrite", "ClientRead"})
 

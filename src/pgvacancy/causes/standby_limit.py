@@ -54,7 +54,6 @@ from pgvacancy.model.snapshot import Server
 CODE = "PGC120"
 ORDER = 10
 NEEDS = ({"server"}, {"log"})
-WHY_NOT = "needs the standby itself, or its log"
 
 RECORDED = {
     "max_connections": "max_connections setting",

@@ -21,8 +21,8 @@ by a replication connection, which needs no slot.
 What to do, least disruptive first
 ----------------------------------
 1. End sessions of that application that rest, as many as the reserve: then a superuser can log in again. Through
-   the replication door it works on a full server too: `psql "dbname=postgres replication=database"`, then
-   `SELECT pg_terminate_backend(pid) ...`.
+   the replication door it works on a full server too:
+   `psql "host=HOST user=postgres dbname=postgres replication=database" -c "SELECT pg_terminate_backend(4711)"`.
 2. Make its pool smaller.
 3. Give the application an ordinary role of its own: create it, grant what it needs, change the DSN, and only then
    take SUPERUSER from the old one. A missing grant breaks the application, so a new role is safer than ALTER ROLE.
@@ -56,8 +56,8 @@ from pgvacancy.model.snapshot import Refusal, Role
 
 CODE = "PGC115"
 ORDER = 30
-NEEDS = ({"server", "sql"},)
-WHY_NOT = "needs roles and their attributes from SQL"
+NEEDS = ({"server", "sql", "all-sessions"},)
+WHY_NOT = "the sessions of superusers are those that are hidden"
 
 PASSING = re.compile(
     r"^pg_(dump|dumpall|restore|basebackup|upgrade|rewind|amcheck|receivewal|recvlogical)\b|vacuumdb|reindexdb|clusterdb"
@@ -169,10 +169,11 @@ def _remedies(
                 disruption="ends-sessions",
                 frees=len(ended),
                 command=(
-                    "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' "
-                    f"AND state = 'idle' AND pid IN ({', '.join(str(t.session.pid) for t in ended)});"
+                    f'psql "host=HOST user={_door(case)} dbname=postgres replication=database" -c "SELECT pid, '
+                    "pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' "
+                    f"AND state = 'idle' AND pid IN ({', '.join(str(t.session.pid) for t in ended)})\""
                 ),
-                why="gives the reserve back; on a full server run it over a replication connection",
+                why="gives the reserve back; a replication connection takes no slot and gets in on a full server too",
             )
         )
     return (
@@ -194,6 +195,14 @@ def _remedies(
             why="the cure: ordinary roles cannot take the reserve (the two predefined roles need PostgreSQL 14+)",
         ),
     )
+
+
+def _door(case: Case) -> str:
+    """A superuser to log in as: ourselves, if we are one."""
+    access = case.snapshot.access
+    known = case.snapshot.server.role(access.role) if case.snapshot.server is not None else None
+    plain = known is not None and known.superuser and re.fullmatch(r"[A-Za-z0-9_.-]+", known.name)
+    return known.name if known is not None and plain else "postgres"
 
 
 _ROLES = (Role(name="postgres", superuser=True), Role(name="app"))

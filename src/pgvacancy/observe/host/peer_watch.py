@@ -68,6 +68,8 @@ class PeerWatch:
     read: Callable[[int], Table] = read_table
     sessions: tuple[End, ...] = ()
     probe: bool = True
+    last: Table | None = None
+    """What :meth:`finish` read, for whoever needs the same table."""
     _first: Table | None = None
     _attempts: dict[str, _Attempt] = field(default_factory=dict)
     _local: dict[str, bool] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class PeerWatch:
             unresolved = _unresolved()
         finally:
             self.close()
-        last = self.read(self.server_port)
+        self.last = last = self.read(self.server_port)
         first = self._first or last
         ends = last.server_ends(self.server_port)
         closed = self._closed_locally(first) & self._closed_locally(last)

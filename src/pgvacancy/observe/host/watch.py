@@ -61,7 +61,7 @@ class HostWatch:
             return None, (Gap(probe="host", reason=f"the postmaster, pid {self.postmaster}, has no children any more"),)
         if not (last.complete and self._first.complete):
             gaps.append(Gap(probe="host:wakeups", reason=f"{len(last.children)} processes, not all read in time"))
-        table = read_table(self.port)
+        table = self._peers.last or read_table(self.port)
         if not table.complete:
             gaps.append(Gap(probe="host:sockets", reason="the kernel's TCP table was not read to its end"))
         served = table.server_ends(self.port)
