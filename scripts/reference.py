@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Writes docs/reference from the code: commands, causes, settings, errors. ``--check`` says whether it is current."""
 
 from __future__ import annotations

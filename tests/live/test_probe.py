@@ -86,7 +86,7 @@ def german() -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
-@pytest.fixture(scope="module", params=["chosen", "distribution", "german"])
+@pytest.fixture(scope="module", params=[pytest.param("chosen", marks=pytest.mark.matrix), "distribution", "german"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     if request.param == "chosen":
         made = make(request.getfixturevalue("pg_bin"))
@@ -249,6 +249,7 @@ def test_stopped_server_is_silent(cluster: Cluster) -> None:
     assert "silence for 0.3 s" in result.detail
 
 
+@pytest.mark.matrix
 def test_unix_socket_and_authentication(pg_bin: Path | None) -> None:
     name = f"@pgvacancy-test-{os.getpid()}"
     hba = ("local all all trust", "host all plain 127.0.0.1/32 reject", "host all all 127.0.0.1/32 scram-sha-256")
@@ -281,6 +282,7 @@ def test_unix_socket_and_authentication(pg_bin: Path | None) -> None:
         made.destroy()
 
 
+@pytest.mark.matrix
 def test_shutting_down_and_gone(pg_bin: Path | None) -> None:
     with make(pg_bin) as made:
         with psycopg.connect(made.dsn()):

@@ -62,7 +62,15 @@ def test_any_bytes_are_refused_or_understood(tmp_path_factory: pytest.TempPathFa
 
 
 JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}), st.just([[]])
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    # Made anew each time: a second damage may go into what the first one put there.
+    st.builds(list),
+    st.builds(dict),
+    st.builds(lambda: [[]]),
 )
 
 

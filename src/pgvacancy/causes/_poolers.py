@@ -77,7 +77,7 @@ def wanted_size(case: Case, queue: PoolReading, size: int) -> tuple[int, str]:
     where = "on the console, then in pgbouncer.ini"
     if case.ledger is None:
         return needed, f"{why}; {where}; what the server has free is not known from here: look there first"
-    room = case.ledger.free_ordinary + case.ledger.own  # ours leaves again
+    room = case.ledger.free_ordinary
     if not room:
         return size, f"{why}, but the server has no slot free for ordinary roles: make room there first"
     # A tenth of the slots stays free, so that the remedy does not fill the server itself.

@@ -54,7 +54,7 @@ class Cause:
     needs: tuple[frozenset[str], ...]
     """Alternatives: judged when any one set of probes is complete."""
     why_not: str
-    """What to do to make it checkable when none is."""
+    """What to add to the words on what is missing, when none is."""
     module: ModuleType
 
     @property

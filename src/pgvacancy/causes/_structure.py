@@ -38,6 +38,8 @@ PAUSE_S = 0.02
 """Between two sessions that a loop opens lie a few milliseconds at most, on a machine with nothing else to do."""
 LONGEST_FILL_S = 5.0
 """Births further apart than a filling of this length come from use, not from filling a pool."""
+TWO_WORKERS_S = 5.0
+"""A supervisor starts the second worker sooner than this after the first."""
 OPENINGS = 20
 """A program that starts takes no longer than this many openings of a session."""
 CHURN_RATIO = 0.3
@@ -325,8 +327,11 @@ def generations(parts: Sequence[tuple[Life, ...]]) -> tuple[tuple[Life, ...], tu
     old_names = {m.track.session.application_name for p in older for m in p}
     new_names = {m.track.session.application_name for p in younger for m in p}
     renamed = not old_names & new_names and any(map(names_release, old_names | new_names))
-    needed_s = 0.5 if renamed else 1.0 if min(len(older), len(younger)) > 1 else 1.5
     old, new = tuple(m for p in older for m in p), tuple(m for p in younger for m in p)
+    old_uses, new_uses = (sum(m.late_uses for m in g) for g in (old, new))
+    # Two processes that are used alike may be two workers of one start: then the pause between them must be longer.
+    alone_s = TWO_WORKERS_S if 0 < new_uses < 3 * old_uses else 1.5
+    needed_s = 0.5 if renamed else 1.0 if min(len(older), len(younger)) > 1 else alone_s
     # A program starts as slowly as this machine opens sessions just now, which the quickest unused one shows.
     opened_in_s = [m.track.use_span_s for m in (*old, *new) if m.used_once]
     needed_s = max(needed_s, min(LONGEST_FILL_S, OPENINGS * min(opened_in_s))) if len(opened_in_s) > 2 else needed_s

@@ -31,7 +31,7 @@ RESIDUAL = frozenset({"limit-too-small"})
 LIKELY = 0.5
 MISSING = {
     "sessions": "no session could be seen: nobody could log in, and the server's processes are not within reach",
-    "sql": "pg_stat_activity could not be asked, as nobody could log in; process titles tell neither ages nor use",
+    "sql": "pg_stat_activity was not read: no session could be had; process titles tell neither ages nor use",
     "states": "session states are not recorded: track_activities is off",
     "time": "there is one reading only, and use shows between two: give --observe 3",
     "server": "the server's settings and roles could not be read",
@@ -165,7 +165,7 @@ def hidden_slots(snapshot: Snapshot) -> int:
 
 
 def _reason(cause: Cause, probes: frozenset[str], snapshot: Snapshot) -> str:
-    """What is really missing, by the alternative that lacks least."""
+    """What is really missing, by the alternative that lacks least; a cause's own words are an addition."""
     lacking = min((need - probes for need in cause.needs), key=lambda words: (len(words), sorted(words)))
     if "sessions" in lacking or "sql" in lacking:
         lacking -= {"states", "all-sessions", "time"}  # all of them follow from it
@@ -179,5 +179,5 @@ def _hidden(snapshot: Snapshot) -> str:
     role = snapshot.access.role or "the role"
     return (
         f"{hidden_slots(snapshot)} sessions of other roles are hidden from {role}: "
-        f"GRANT pg_read_all_stats TO {sql_in([role])};"
+        f"GRANT pg_read_all_stats TO {sql_in([role])}"
     )

@@ -61,7 +61,6 @@ from pgvacancy.model.snapshot import Session, Snapshot
 CODE = "PGC117"
 ORDER = 20
 NEEDS = ({"all-sessions", "server"},)
-WHY_NOT = "log-ins under way are nobody's sessions yet"
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,6 @@ from pgvacancy.model.snapshot import Session
 CODE = "PGC106"
 ORDER = 50
 NEEDS = ({"sql", "states", "all-sessions"},)
-WHY_NOT = "the blocker may be anybody's session"
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,8 +162,8 @@ def _queueing(case: Case, pooler: PoolerEvidence, settings: Settings) -> Finding
         severity="critical" if refused or near or queue.max_wait_s >= 1 else "warning",
         confidence=(0.6 if single else 0.9) - (0.2 if case.full else 0.0),
         summary=(
-            f"clients waiting in PgBouncer {pooler.target}: {queue.clients_waiting}, for {many(size, 'server connection')} "
-            f"({queue.user}@{queue.database}): {kind}"
+            f"{many(queue.clients_waiting, 'client')} of PgBouncer {pooler.target} waiting for "
+            f"{many(size, 'server connection')} ({queue.user}@{queue.database}): {kind}"
         ),
         evidence=(
             Fact(fact="clients waiting at each reading", value=", ".join(map(str, samples[-12:])), source="SHOW POOLS"),

@@ -57,7 +57,6 @@ from pgvacancy.model.snapshot import Refusal, Role
 CODE = "PGC115"
 ORDER = 30
 NEEDS = ({"server", "sql", "all-sessions"},)
-WHY_NOT = "the sessions of superusers are those that are hidden"
 
 PASSING = re.compile(
     r"^pg_(dump|dumpall|restore|basebackup|upgrade|rewind|amcheck|receivewal|recvlogical)\b|vacuumdb|reindexdb|clusterdb"

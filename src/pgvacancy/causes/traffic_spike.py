@@ -237,7 +237,7 @@ EXAMPLES = (
         lambda: snapshot(
             server(100),
             pool("web", 6, client="10.0.0.2", idle_s=(0, 1), age_s=5000, used=True),
-            pool("job", 91, idle_s=(0, 0.01), age_s=(20, 21), used=True),
+            pool("job", 92, idle_s=(0, 0.01), age_s=(20, 21), used=True),
             transactions_per_s=12_000,
         ),
     ),
@@ -246,7 +246,16 @@ EXAMPLES = (
         "fires",
         lambda: snapshot(
             server(100),
-            pool("web", 97, state="active", idle_s=(0, 0.2), age_s=(20, 22), used=True),
+            pool("web", 98, state="active", idle_s=(0, 0.2), age_s=(20, 22), used=True),
+            transactions_per_s=900,
+        ),
+    ),
+    Example(
+        "all active with short statements, below the limit and of steady size",
+        "quiet",
+        lambda: snapshot(
+            server(100),
+            pool("web", 90, state="active", idle_s=(0, 0.2), age_s=(20, 22), used=True),
             transactions_per_s=900,
         ),
     ),

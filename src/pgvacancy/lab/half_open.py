@@ -20,9 +20,10 @@ import threading
 _PROTOCOL_3 = 196608
 
 
-def startup_packet(user: str, database: str) -> bytes:
+def startup_packet(user: str, database: str, **parameters: str) -> bytes:
     """The first message of a client: its length, the protocol version, names and values, a zero byte."""
-    names = b"".join(text.encode() + b"\0" for text in ("user", user, "database", database))
+    values = {"user": user, "database": database, **parameters}
+    names = b"".join(text.encode() + b"\0" for pair in values.items() for text in pair)
     body = struct.pack("!I", _PROTOCOL_3) + names + b"\0"
     return struct.pack("!I", len(body) + 4) + body
 

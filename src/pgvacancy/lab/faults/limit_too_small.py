@@ -20,10 +20,13 @@ def fault(lab: Lab) -> None:
 
 
 def look_alike(lab: Lab) -> None:
-    """One application with a pool of nearly that size, used again and again: its pool is the matter, not the limit."""
-    size = lab.ordinary_slots - 2
-    lab.client("pool", user="batch", sessions=2, application_name="cron", driver="psycopg2", rate=4).ready()
-    lab.client("pool", user="web", sessions=size, application_name="web", rate=size * 2.0).ready()
+    """The same services with pools of the same sizes, of which each uses a member or two: nobody needs more slots."""
+    share, rest = divmod(lab.ordinary_slots, len(SERVICES))
+    for number, (user, name, driver) in enumerate(SERVICES):
+        size = share + (1 if number < rest else 0)
+        lab.client(
+            "pool", user=user, sessions=size, application_name=name, driver=driver, pick="lifo", rate=4
+        ).ready()  # fmt: skip
     lab.wait_refused()
 
 

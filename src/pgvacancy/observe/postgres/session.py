@@ -95,8 +95,9 @@ class ServerSession:
         started = time.monotonic()
         sessions, now_at = self._session_rows.read(self._rows("activity"))
         unseen: tuple[int, ...] = ()
-        if self.version_num < 180_000:
-            known = {s.pid for s in sessions}
+        if self.version_num < 180_000 or not self.sees_all:
+            # From 18 on such a log-in has a row, which hides even that it is a client from who may not see it.
+            known = {s.pid for s in sessions if s.user is not None or not s.hidden}
             unseen = tuple(r[0] for r in self._rows("unseen_logins") if r[0] not in known)
         waiting = [s.pid for s in sessions if s.wait_event_type == "Lock" and s.state == "active"]
         if waiting:
