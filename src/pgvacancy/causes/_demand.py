@@ -121,17 +121,23 @@ class Demand:
     @cached_property
     def burst(self) -> tuple[Track, ...]:
         """Sessions that joined an older base of their own owner at once and outnumber it; () when none did."""
-        result: list[Track] = []
-        for tracks in group(self.tracks, Owner.of).values():
-            ordered = sorted(tracks, key=lambda t: -t.age_s)
-            for n, (older, younger) in enumerate(pairwise(ordered), 1):
-                young = ordered[n:]
-                pause_s = older.age_s - younger.age_s
-                spread_s = young[0].age_s - young[-1].age_s
-                if pause_s > max(MIN_GAP_S, 2 * spread_s) and len(young) >= max(3, 2 * n):
-                    result += young
-                    break
-        return tuple(result)
+        return tuple(t for tracks in group(self.tracks, Owner.of).values() for t in _joined(tracks))
+
+    @cached_property
+    def surge(self) -> tuple[Track, ...]:
+        """The same over all owners: a newcomer among applications that were there before; () when there is none."""
+        return _joined(self.tracks)
+
+
+def _joined(tracks: Sequence[Track]) -> tuple[Track, ...]:
+    ordered = sorted(tracks, key=lambda t: -t.age_s)
+    for n, (older, younger) in enumerate(pairwise(ordered), 1):
+        young = ordered[n:]
+        pause_s = older.age_s - younger.age_s
+        spread_s = young[0].age_s - young[-1].age_s
+        if pause_s > max(MIN_GAP_S, 2 * spread_s) and len(young) >= max(3, 2 * n):
+            return tuple(young)
+    return ()
 
 
 def demand(case: Case, among: Sequence[Track] | None = None) -> Demand:

@@ -97,7 +97,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
         return None
     intensity = measure(load, settings)
     # Below the limit a busy pool of steady size is health: only one that has just grown is on its way there.
-    if intensity.times < 1 or not (case.full or load.burst):
+    if intensity.times < 1 or not (case.full or load.burst or load.surge):
         return None
     unused = sum(1 for t in case.tracks if not t.used_in_window)
     owners = Counter((t.session.user or "", t.client) for t in load.tracks).most_common(1)[0][0]
