@@ -96,9 +96,11 @@ def detect(case: Case, settings: Settings) -> Finding | None:
 
 
 def _abandoned(member: Sequence[Life], settings: Settings) -> list[tuple[Life, ...]]:
-    if sum(1 for m in member if PEOPLE.search(m.track.session.application_name)) > len(member) / 2:
-        return []
     found = equal_steps(member, at_least=int(settings.min_steps_count))
+    people = sum(1 for m in member if PEOPLE.search(m.track.session.application_name))
+    # A person opens two or three sessions at a time; pools of one larger size, again and again, are a program's.
+    if people > len(member) / 2 and (len(found) < 3 or common_size(found[:-1])[0] < 4):
+        return []
     for step, following in pairwise(found):
         left_at = began_at(following) + GRACE_S
         kept = [m for m in step if not m.resting or (m.track.session.state_change_at or 0.0) > left_at]

@@ -68,19 +68,20 @@ class Settings:
 
     min_idle_s: float = setting(60, "no healthy code pauses a minute inside a transaction")
     min_share_ratio: float = setting(0.1, "below a tenth of the ordinary slots they are not what filled the server")
+    early_share_ratio: float = setting(0.3, "with slots still free, a third parked inside transactions is no accident")
 
 
 def detect(case: Case, settings: Settings) -> Finding | None:
     """Find sessions parked inside a transaction."""
     ledger = case.ledger
-    if ledger is None or not case.scarce:
+    if ledger is None:
         return None
     gone = gone_clients(case)  # nobody is at the other end of these any more: another cause's matter
     inside = [t for t in case.tracks if t.in_transaction and t.key not in gone]
     dumps = [t for t in inside if is_dump(t)]
     parked = [t for t in inside if is_parked(t, settings.min_idle_s) and not is_dump(t)]
     share = len(parked) / max(1, ledger.ordinary_slots)
-    if not parked or share < settings.min_share_ratio:
+    if not parked or share < (settings.min_share_ratio if case.scarce else settings.early_share_ratio):
         return None
     idle_s = max(t.state_age_s for t in parked)
     transaction_s = max(t.transaction_age_s for t in parked)

@@ -78,6 +78,7 @@ class Settings:
     min_hold_s: float = setting(1, "a lock held for a second is no passing contention at any sensible load")
     min_waiters_count: float = setting(3, "two who meet at a row are everyday life, three are a queue")
     min_share_ratio: float = setting(0.1, "below a tenth of the ordinary slots the queue is not what filled the server")
+    early_share_ratio: float = setting(0.2, "with slots free, a queue of a fifth of them is on its way to the limit")
     max_roots_per_s: float = setting(0.7, "a queue whose head changes this often moves: a hot row, not a blocker")
 
 
@@ -94,7 +95,7 @@ class Hold:
 def detect(case: Case, settings: Settings) -> Finding | None:
     """Find queues behind a lasting blocker."""
     ledger = case.ledger
-    if ledger is None or case.last is None or not case.scarce:
+    if ledger is None or case.last is None:
         return None
     found = [p for p in piles(case.last) if len(p.waiters) >= settings.min_waiters_count]
     if not found:
@@ -105,7 +106,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     victims = [t for p in found for t in _tracks(case, p.waiters)]
     roots = [t for p in found for t in _tracks(case, p.roots)]
     share = len(victims) / max(1, ledger.ordinary_slots)
-    if share < settings.min_share_ratio:
+    if share < (settings.min_share_ratio if case.scarce else settings.early_share_ratio):
         return None
     blocker = Blocker(case, found[0])
     held = {t.key for t in roots}

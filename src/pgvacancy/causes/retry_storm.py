@@ -71,6 +71,9 @@ ORDER = 20
 NEEDS = ({"sessions", "time", "log"}, {"sessions", "time", "host"})
 
 
+UNSEEN_CONFIDENCE = 0.45
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Thresholds of retry-storm."""
@@ -111,7 +114,8 @@ def detect(case: Case, settings: Settings) -> Finding | None:
         code=CODE,
         cause="retry-storm",
         severity="critical" if case.full else "warning",
-        confidence=storm.confidence,
+        # Without a session on the server, admissions cannot be told from refusals by anything but the log.
+        confidence=storm.confidence if case.samples and case.samples[-1].source == "sql" else UNSEEN_CONFIDENCE,
         summary=f"about {storm.refused:.0f} attempts a second are refused, {admitted:.1f} a second are let in",
         claims=keys(t for t in case.starting if t.samples == 1),
         weight=round(weight, 2),

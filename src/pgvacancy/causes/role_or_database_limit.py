@@ -70,6 +70,10 @@ Source: https://www.postgresql.org/docs/release/17.3/
 """
 
 
+LONG_IDLE_S = 300
+"""What the offered statement ends: sessions nobody has used for five minutes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Thresholds of role-or-database-limit."""
@@ -182,7 +186,7 @@ def _counter_evidence(case: Case, worst: _Limit, room: int | None, limits: int) 
 
 def _remedies(worst: _Limit, holders: list[Track], room: int | None, srv: Server | None) -> tuple[Advice, ...]:
     column = "usename" if worst.what == "role" else "datname"
-    idle = [t for t in holders if t.idle and not t.used_in_window]
+    idle = [t for t in holders if t.idle and t.state_age_s >= LONG_IDLE_S]
     advice = []
     if worst.limit != 0:
         advice = [
@@ -194,7 +198,7 @@ def _remedies(worst: _Limit, holders: list[Track], room: int | None, srv: Server
                 command=(
                     "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' "
                     f"AND {column} = {sql_text(worst.name)} AND state = 'idle' "
-                    "AND state_change < now() - interval '5 min' AND pid <> pg_backend_pid();"
+                    f"AND state_change < now() - interval '{LONG_IDLE_S} s' AND pid <> pg_backend_pid();"
                 ),
                 why=f"gives places of this {worst.what} back; look at the ages first",
             ),

@@ -67,6 +67,10 @@ LARGE_CLIENT = 0.6
 """A single client with this share of the demand is no community of services."""
 
 
+MANY_OWNERS = 3
+"""So many applications do not grow at the same moment by chance: without newcomers it is their usual demand."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Thresholds of traffic-spike."""
@@ -135,6 +139,8 @@ def measure(load: Demand, settings: Settings) -> Intensity:
         busy_ease, rate_ease, shape = 0.85, 0.55, "nearly all of one client"
     elif load.owners == 1:
         busy_ease, rate_ease, shape = 1.0, 1.0, f"one application, {len(load.groups)} clients told apart"
+    elif load.owners >= MANY_OWNERS and not load.surge:
+        return Intensity(times=0.0, shape=f"{load.owners} owners in steady use")
     else:
         busy_ease, rate_ease, shape = 2.1, 2.0, f"{load.owners} owners at once"
     rate_ease *= HURRY if load.hurried else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 from rich.console import Console
 from rich.padding import Padding
@@ -17,11 +18,23 @@ STYLES = {"critical": "bold white on red", "warning": "bold black on yellow", "o
 MAX_CULPRITS = 6
 MAX_COMMANDS = 3
 MAX_NOT_CHECKED = 6
+SCARCE_RATIO = 0.8
+"""Below it nobody asks who holds the rest."""
 
 
 def print_report(diagnosis: Diagnosis, console: Console | None = None) -> None:
     """Print the whole answer to standard output."""
     out = console or Console(highlight=False, soft_wrap=False)
+    if console is None and not out.is_terminal:
+        # A file wants no blanks up to the width of a screen.
+        with out.capture() as captured:
+            _print(diagnosis, out)
+        sys.stdout.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+    else:
+        _print(diagnosis, out)
+
+
+def _print(diagnosis: Diagnosis, out: Console) -> None:
     out.print(_head(diagnosis))
     out.print(_verdict(diagnosis))
     if diagnosis.refusal is not None:
@@ -33,7 +46,8 @@ def print_report(diagnosis: Diagnosis, console: Console | None = None) -> None:
     for number, finding in enumerate(diagnosis.findings, 1):
         out.print()
         _finding(out, number, finding)
-    if diagnosis.unexplained_slots and diagnosis.findings:
+    scarce = diagnosis.ledger is None or diagnosis.ledger.fill_ratio >= SCARCE_RATIO
+    if diagnosis.unexplained_slots and diagnosis.findings and scarce:
         out.print()
         out.print(_line("left over", f"{diagnosis.unexplained_slots} used slots that no finding accounts for"))
     _not_checked(out, diagnosis)
@@ -94,7 +108,8 @@ def _finding(out: Console, number: int, finding: Finding) -> None:
         out.print(_line(label, f"{advice.slug} ({advice.difficulty}, disruption {advice.disruption}{frees}){why}"))
         if advice.command:
             # No wrapping of our own: a command is there to be copied.
-            out.print(Text(" " * 12 + advice.command, style="cyan"), soft_wrap=True)
+            for line in advice.command.splitlines():
+                out.print(Text(" " * 12 + line, style="cyan"), soft_wrap=True)
     out.print(_line("", f"pgvacancy explain {finding.cause}"))
 
 

@@ -21,6 +21,7 @@ def command(cause: str, pg_bin: Path | None) -> int:
     from pgvacancy.cli._report import print_report  # noqa: PLC0415 - imports rich
     from pgvacancy.cli._trial import ask, laboratory  # noqa: PLC0415 - imports the driver
     from pgvacancy.lab.scenario import load_scenario  # noqa: PLC0415 - likewise
+    from pgvacancy.lab.state import forget_templates  # noqa: PLC0415 - likewise
 
     scenario = load_scenario(cause)
     step("starting a private PostgreSQL on loopback, with 20 connection slots")
@@ -35,6 +36,7 @@ def command(cause: str, pg_bin: Path | None) -> int:
         click.echo()
         diagnosis = ask(scenario, lab, scenario.observe_s)
         print_report(diagnosis)
+    forget_templates()
     click.echo()
     named = diagnosis.findings[0].cause if diagnosis.findings else "nothing"
     step(f"the cause was {cause}; the doctor named {named}")

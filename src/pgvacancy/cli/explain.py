@@ -79,7 +79,9 @@ def find(wanted: str) -> Page:
     raise UnknownTopicError(
         f"no page on {wanted[:80]!r}",
         seen=f"near it: {', '.join(near)}" if near else "it is no SQLSTATE, error text, cause or code known here",
-        next=f"pgvacancy explain {near[0]}" if near else "pgvacancy explain   (lists all topics)",
+        next=f"pgvacancy explain {near[0]}"
+        if near
+        else "pgvacancy explain 53300   or paste the text with its SQLSTATE (psql: \\errverbose)",
     )
 
 
@@ -92,6 +94,8 @@ def pasted(text: str) -> Page | None:
     kind = classify(sqlstate, text)
     if kind == "other" and sqlstate != "53300":
         return None
+    if kind in {"starting-up", "fork-failed"}:
+        return Page(sqlstate or kind, kind, _meaning(kind))
     cause = KIND_CAUSES.get(kind)
     head = f"What you pasted: {_meaning(kind)}\n\n"
     page = cause_page(cause) if cause else page_53300()

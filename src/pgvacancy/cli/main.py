@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PROGRAM = "pgvacancy"
 HERE = Path(__file__).parent
 WRONG_USAGE = 2
+NOT_CARRIED_OUT = 3
 INTERRUPTED = 128 + signal.SIGINT
 PIPE_CLOSED = 128 + signal.SIGPIPE
 """What a shell reports of a program that ended by that signal: neither is one of our own four statuses."""
@@ -98,6 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has left (``| head``). Nothing may be written any more, not even by the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except OSError as error:
+        # Output that cannot be written (a full disk); what could not be read has errors of its own.
+        click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_CARRIED_OUT
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return INTERRUPTED

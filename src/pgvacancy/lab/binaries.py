@@ -36,7 +36,7 @@ def require_extra() -> None:
         raise MissingProgramError(
             "the lab is not installed",
             seen=f"cannot import {', '.join(missing)}",
-            next="pip install 'pgvacancy[lab]'   or, in a checkout:   pip install '.[lab]'",
+            next="pip install '.[lab]' in a checkout   or   pip install 'pgvacancy[lab]'",
         )
 
 

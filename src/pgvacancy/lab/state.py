@@ -68,7 +68,6 @@ class LabState:
     port: int
     settings: dict[str, str]
     hba: list[str]
-    server: Identity
     fault: Identity | None = None
     cause: str = ""
     doctor: list[str] = field(default_factory=list)
@@ -79,14 +78,18 @@ class LabState:
         """The server's DSN, as a superuser."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
+    def server(self) -> psutil.Process | None:
+        """The postmaster of the lab's data directory, which a fault may have restarted; None when none runs."""
+        return _postmaster(Path(self.directory))
+
     @property
     def running(self) -> bool:
         """Whether the server still runs."""
-        return self.server.process() is not None
+        return self.server() is not None
 
     def cluster(self) -> Cluster:
         """The running server."""
-        process = self.server.process()
+        process = self.server()
         if process is None:
             raise LabError("the lab's server does not run any more", next="pgvacancy lab down && pgvacancy lab up")
         return Cluster.attach(
@@ -110,13 +113,24 @@ def read_state() -> LabState | None:
     """The lab that is up, or was before a crash; None when there is none."""
     try:
         raw: dict[str, Any] = json.loads(state_file().read_text())
-        raw["server"] = Identity(**raw["server"])
         raw["fault"] = Identity(**raw["fault"]) if raw["fault"] else None
         return LabState(**raw)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def _postmaster(directory: Path) -> psutil.Process | None:
+    """The server that runs in a private directory; None when there is none."""
+    try:
+        pid = int((directory / "data" / "postmaster.pid").read_text().splitlines()[0])
+        found = psutil.Process(pid)
+        # The pid may belong to somebody else since a crash: a server of ours names its directory.
+        ours = str(directory) in " ".join(found.cmdline()) and found.status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, IndexError, psutil.Error):
+        return None
+    return found if ours else None
 
 
 def up(cluster: Cluster) -> LabState:
@@ -130,7 +144,6 @@ def up(cluster: Cluster) -> LabState:
             port=cluster.port,
             settings=dict(cluster.settings),
             hba=list(cluster.hba),
-            server=Identity.of(cluster.pid),
         )
         state.save()
     except BaseException:
@@ -154,14 +167,18 @@ def run(state: LabState, scenario: Scenario, *, look_alike: bool = False) -> Lab
         )
     state.fault, state.cause = Identity.of(process.pid), scenario.slug
     state.save()
-    line = process.stdout.readline().decode() if process.stdout is not None else ""
-    if not line:
+    try:
+        line = process.stdout.readline().decode() if process.stdout is not None else ""
+    except KeyboardInterrupt:
+        stop_fault(state)
+        raise
+    answer = json.loads(line) if line else None
+    if not isinstance(answer, list):
         stop_fault(state)
         seen = log.read_text(errors="replace").strip().splitlines()
-        raise LabError(
-            f"the fault {scenario.slug} could not be made", seen=" | ".join(seen[-3:]), next="pgvacancy lab down"
-        )
-    state.doctor = json.loads(line)
+        what = answer or {"seen": " | ".join(seen[-3:]), "next": "pgvacancy lab down"}
+        raise LabError(f"the fault {scenario.slug} could not be made", **what)
+    state.doctor = answer
     state.save()
     return state
 
@@ -182,8 +199,9 @@ def down() -> list[str]:
         if state.fault is not None and state.fault.process() is not None:
             state.fault.stop(signal.SIGTERM)
             done.append(f"ended the clients of {state.cause}")
-        if state.running:
-            state.server.stop(signal.SIGINT)
+        server = state.server()
+        if server is not None:
+            Identity.of(server.pid).stop(signal.SIGINT)
             done.append("stopped the server")
         shutil.rmtree(state.directory, ignore_errors=True)
     state_file().unlink(missing_ok=True)
@@ -191,19 +209,22 @@ def down() -> list[str]:
         if _abandoned(directory):
             shutil.rmtree(directory, ignore_errors=True)
             done.append(f"removed {directory.name}, left by a run that crashed")
-    if not any(lab_root().glob("c-*")):
-        # Nobody else uses this laboratory now: the templates go as well, they are made anew in a second.
-        shutil.rmtree(lab_root(), ignore_errors=True)
+    forget_templates()
     return done
+
+
+def forget_templates() -> None:
+    """Remove the templates too when nobody uses this laboratory now; they are made anew in a second."""
+    if read_state() is None and not any(lab_root().glob("c-*")):
+        shutil.rmtree(lab_root(), ignore_errors=True)
 
 
 def _abandoned(directory: Path) -> bool:
     """Whether no server runs in a private directory and none is being made there."""
-    try:
-        pid = int((directory / "data" / "postmaster.pid").read_text().splitlines()[0])
-    except (OSError, ValueError, IndexError):
-        return time.time() - directory.stat().st_mtime > START_GRACE_S
-    return not psutil.pid_exists(pid)
+    if _postmaster(directory) is not None:
+        return False
+    made = (directory / "data" / "postmaster.pid").exists()
+    return made or time.time() - directory.stat().st_mtime > START_GRACE_S
 
 
 START_GRACE_S = 60.0

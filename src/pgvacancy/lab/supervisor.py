@@ -15,6 +15,7 @@ from typing import Any
 from pgvacancy.lab.lab import Lab
 from pgvacancy.lab.scenario import load_scenario
 from pgvacancy.lab.state import read_state
+from pgvacancy.model.errors import PgvacancyError
 
 
 def main(arguments: list[str]) -> int:
@@ -36,6 +37,10 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps(_doctor(scenario.doctor(lab), scenario.thresholds, state.url)) + "\n")
         sys.stdout.close()
         stop.wait()
+    except PgvacancyError as error:
+        told = {"seen": f"{error.what}: {error.seen}", "tried": error.tried, "next": error.next}
+        sys.stdout.write(json.dumps(told) + "\n")
+        return error.exit_status
     finally:
         lab.stop_clients()
     return 0

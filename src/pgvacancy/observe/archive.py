@@ -57,7 +57,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
             raise
     except OSError as error:
         raise SnapshotFileError(
-            f"the snapshot cannot be written to {path}", seen=str(error), next="--save another/file.json"
+            f"the snapshot cannot be written to {path}", seen=error.strerror or "", next="--save another/file.json"
         ) from None
 
 
@@ -73,7 +73,11 @@ def load(path: Path) -> Snapshot:
             raise SnapshotFileError(f"{path} is too large for a snapshot", seen=f"{size} bytes, limit {MAX_BYTES}")
         text = path.read_bytes()
     except OSError as error:
-        raise SnapshotFileError(f"the snapshot cannot be read: {path}", seen=str(error)) from None
+        raise SnapshotFileError(
+            f"the snapshot cannot be read: {path}",
+            seen=error.strerror or "",
+            next="give a file written by pgvacancy doctor --save",
+        ) from None
     try:
         data: Any = json.loads(text, parse_constant=_no_such_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
