@@ -87,9 +87,23 @@ def test_down_after_a_crash(home: Path) -> None:
     assert call(home, "run", "idle-sessions").returncode == 0
     state = json.loads((home / "lab.json").read_text())
     psutil.Process(state["fault"]["pid"]).kill()
-    psutil.Process(state["server"]["pid"]).kill()
+    postmaster = (Path(state["directory"]) / "data" / "postmaster.pid").read_text().splitlines()[0]
+    psutil.Process(int(postmaster)).kill()
     down = call(home, "down")
     assert down.returncode == 0, down.stderr
+    assert not processes_of(home)
+    assert not home.exists()
+
+
+def test_a_fault_that_restarts_the_server_does_not_lose_it(home: Path) -> None:
+    first = call(home, "up")
+    run = call(home, "run", "walsender-limit")
+    assert run.returncode == 0, run.stderr
+    again = call(home, "up")
+    assert "up already" in again.stderr
+    assert again.stdout == run.stdout
+    assert first.returncode == 0
+    assert call(home, "down").returncode == 0
     assert not processes_of(home)
     assert not home.exists()
 
