@@ -63,6 +63,10 @@ ORDER = 20
 NEEDS = ({"all-sessions", "server"},)
 
 
+MIN_SILENT_COUNT = 10
+"""The cap on children is twice max_connections and more: a handful of port scanners does not reach it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Thresholds of authentication-flood."""
@@ -99,7 +103,46 @@ def detect(case: Case, settings: Settings) -> Finding | None:
     share = lasting.count / max(1, ledger.ordinary_slots)
     if share >= settings.min_share_ratio and (case.scarce or share >= 0.5):
         return _finding(case, ledger, lasting, settings)
-    return _guessing(case, ledger, settings)
+    return _silent(case, ledger) or _guessing(case, ledger, settings)
+
+
+def _silent(case: Case, ledger: Ledger) -> Finding | None:
+    """Connections that say nothing hold no slot, but a child process each, and these are limited as well.
+
+    The refusal is then the one of full slots while slots are free.
+    """
+    host = case.snapshot.host
+    refused = any(r.kind == "slots-full" for r in case.snapshot.refusals)
+    if host is None or not refused or not ledger.free_superuser:
+        return None
+    silent = [b for b in host.backends if b.kind == "connecting"]
+    if len(silent) < MIN_SILENT_COUNT:
+        return None
+    oldest_s = max(case.now_at - b.start_at for b in silent)
+    clients = Counter(c.address + " " + c.command + f"[{c.pid}]" for c in host.clients)
+    return Finding(
+        code=CODE,
+        cause="authentication-flood",
+        severity="critical",
+        confidence=0.85,
+        summary=(
+            f"{len(silent)} connections have sent no start-up packet, the oldest for {oldest_s:.0f} s: they take all "
+            f"the server's child processes while {ledger.free_superuser} slots are free"
+        ),
+        weight=1.0,
+        refusal_matches=True,
+        evidence=(
+            Fact(fact="child processes that wait for a start-up packet", value=len(silent), source="/proc"),
+            Fact(fact="age of the oldest, in seconds", value=round(oldest_s, 1), source="/proc"),
+            Fact(fact="slots free while clients are refused for full slots", value=ledger.free_superuser),
+            Fact(fact=f"most connections come from {next(iter(clients), 'another machine')}", source="/proc/net/tcp"),
+            *_timeout_fact(case),
+        ),
+        counter_evidence=(Fact(fact="slots in use", value=ledger.used),),
+        remedies=_remedies(
+            _Logins(claims=frozenset(), unseen=(), oldest_s=oldest_s, clients=Counter(), followed=True), Settings()
+        ),
+    )
 
 
 def _lasting(case: Case, min_login_s: float) -> _Logins:

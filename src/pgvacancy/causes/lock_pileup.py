@@ -122,7 +122,7 @@ def detect(case: Case, settings: Settings) -> Finding | None:
             Fact(fact="active sessions that do not wait for a lock", value=_unhindered(case, held)),
             Fact(fact="different heads of the queue seen while we looked", value=hold.roots_seen, source="pg_locks"),
         ),
-        culprits=(*blocker.culprits, *culprits(victims, 6)),
+        culprits=(*blocker.culprits, *culprits((v for v in victims if v.session.pid not in blocker.named_pids), 6)),
         remedies=_advice(blocker),
     )
 
@@ -186,10 +186,17 @@ class Blocker:
     @property
     def culprits(self) -> tuple[Culprit, ...]:
         """The blocker first: the one to act upon, then what stands behind it."""
-        gate = () if self.pile.gate is None else (self.pile.gate,)
-        ordered = (*self.pile.roots[:3], *gate) if self.idle else (*gate, *self.pile.roots[:3])
         # One by one: culprits() would order them by name and number, not by who is to be acted upon first.
-        return tuple(c for s in ordered for c in culprits(_tracks(self.case, (s,))))
+        return tuple(c for s in self._named() for c in culprits(_tracks(self.case, (s,))))
+
+    @property
+    def named_pids(self) -> frozenset[int]:
+        """Who is named first, and so is not counted among the victims again."""
+        return frozenset(s.pid for s in self._named())
+
+    def _named(self) -> tuple[Session, ...]:
+        gate = () if self.pile.gate is None else (self.pile.gate,)
+        return (*self.pile.roots[:3], *gate) if self.idle else (*gate, *self.pile.roots[:3])
 
 
 def statement_name(session: Session) -> str:

@@ -76,6 +76,7 @@ class Settings:
     min_share_ratio: float = setting(0.4, "they must be what takes the slots, not one tenant of many")
     min_frozen_ratio: float = setting(0.5, "most instances rest between two requests; busy ones are a fleet")
     min_life_s: float = setting(2, "where clients cannot be told apart, sessions shorter than this are requests")
+    min_renewed_ratio: float = setting(0.15, "a fleet in steady use replaces none of its sessions within seconds")
     min_rest_s: float = setting(0.3, "what rested for less may be in the middle of its request")
 
 
@@ -204,10 +205,15 @@ def _crowd(case: Case, user: str, database: str, tracks: tuple[Track, ...], sett
         return None
     frozen = sum(1 for t in small if t.idle and t.state_age_s >= max(settings.min_rest_s, 0.6 * t.age_s))
     resting = sum(1 for t in small if t.age_s >= settings.min_rest_s) or 1
-    if frozen / resting < settings.min_frozen_ratio:
-        return None
     mine = [t for t in case.all_tracks if t.session.user == user and t.session.database == database]
     ended = [t for t in mine if not t.alive]
+    born = sum(1 for t in mine if t.born_in_window)
+    # Instances that are busy while they live are told from a fleet by how they come and go, one session each.
+    renewed = min(born, len(ended)) >= max(3, settings.min_renewed_ratio * len(small))
+    lived_s = sum(life_s(t) for t in ended) / max(1, len(ended))
+    passing = told_apart and renewed and lived_s >= settings.min_life_s and len(small) <= 1.5 * clients
+    if frozen / resting < settings.min_frozen_ratio and not passing:
+        return None
     if not told_apart and sum(life_s(t) for t in ended) < settings.min_life_s * len(ended):
         return None
     return _Crowd(
@@ -216,7 +222,7 @@ def _crowd(case: Case, user: str, database: str, tracks: tuple[Track, ...], sett
         tracks=small,
         clients=clients,
         frozen=frozen,
-        born=sum(1 for t in mine if t.born_in_window),
+        born=born,
         ended=len(ended),
         told_apart=told_apart,
     )

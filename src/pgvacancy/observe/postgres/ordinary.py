@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 
 from pgvacancy.model.evidence import PoolerEvidence
-from pgvacancy.model.ledger import holds_slot, make_ledger
+from pgvacancy.model.ledger import holds_slot, make_ledger, may_hold_slot
 from pgvacancy.model.snapshot import Access, Refusal, Sample, Server
 from pgvacancy.observe.postgres.conninfo import Target, read_target
 from pgvacancy.observe.postgres.probe import probe
@@ -56,7 +56,9 @@ def probe_through_pooler(dsn: str, evidence: PoolerEvidence) -> Refusal | None:
 def _candidates(target: Target, server: Server, sample: Sample) -> list[tuple[str, str]]:
     ordinary = {r.name for r in server.roles if not r.superuser and not r.uses_reserved and not r.replication}
     held = Counter(
-        (s.user, s.database) for s in sample.sessions if holds_slot(s) and s.user in ordinary and s.database is not None
+        (s.user, s.database)
+        for s in sample.sessions
+        if (holds_slot(s) or may_hold_slot(s)) and s.user in ordinary and s.database is not None
     )
     at_limit: list[tuple[str, str]] = []
     per_role = Counter(s.user for s in sample.sessions if holds_slot(s))
